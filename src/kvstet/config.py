@@ -1,0 +1,72 @@
+"""What a user can set, as plain values; the names are the ones that llama.cpp's users know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
+FlashAttention = Literal["auto", "on", "off"]
+RopeScaling = Literal["none", "linear", "yarn", "longrope"]
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """Options of the model and its context. None means: as the model file or libllama says."""
+
+    path: Path
+    ctx_size: int | None = None
+    """Most tokens of one request, prompt and reply together; None: what the model was trained for."""
+    live_cells: int | None = None
+    """Token cells of live state shared by all requests; None: room for a few conversations, within memory."""
+    batch_size: int = 2048
+    ubatch_size: int = 512
+    parallel: int = 8
+    """Requests that decode at the same time."""
+    threads: int | None = None
+    threads_batch: int | None = None
+    n_gpu_layers: int = -1
+    """Layers to keep in GPU memory; -1: all of them, where there is a GPU."""
+    flash_attn: FlashAttention = "auto"
+    cache_type_k: KvType = "f16"
+    cache_type_v: KvType = "f16"
+    rope_scaling: RopeScaling | None = None
+    rope_freq_base: float | None = None
+    rope_freq_scale: float | None = None
+    yarn_orig_ctx: int | None = None
+    yarn_ext_factor: float | None = None
+    yarn_attn_factor: float | None = None
+    yarn_beta_fast: float | None = None
+    yarn_beta_slow: float | None = None
+    mmap: bool = True
+    mlock: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How requests are scheduled, and how much the cache may keep."""
+
+    cache_ram_bytes: int = 2048 * MIB
+    queue_size: int = 64
+    """Requests that may wait; one more is refused with 429."""
+    prefill_chunk: int = 512
+    """Most prompt tokens in one step, so that running replies keep flowing."""
+    deadline_seconds: float | None = None
+    """Time a request may take, waiting included; None: as long as it needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """How the HTTP server listens and what it lets in."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    aliases: tuple[str, ...] = ()
+    """Names the model answers to in `/v1/models`; any other name is served as well."""
+    max_body_bytes: int = 64 * MIB
+    chat_template: str | None = None
+    """Name of a built-in template, a file, or the template itself; None: the model's own."""

@@ -1,0 +1,155 @@
+"""Words that every layer shares. Units are in the names: ``num_*_tokens``, ``*_bytes``, ``*_seconds``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, NewType, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Tokens = NDArray[np.int32]
+"""Token ids, shape ``(n,)``."""
+
+RequestId = NewType("RequestId", str)
+SeqId = NewType("SeqId", int)
+
+Fidelity = Literal["exact", "equivalent", "approximate"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reuse:
+    """Where each prompt token came from; the four parts add up to the prompt."""
+
+    num_reused_tokens: int
+    """State was already live."""
+    num_loaded_tokens: int
+    """State was brought back from a tier."""
+    num_shifted_tokens: int
+    """State was kept under moved positions (approximate)."""
+    num_computed_tokens: int
+    """Decoded for this request."""
+    num_known_tokens: int
+    """Longest prefix ever seen by this cache, whether or not its state was still there."""
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return self.num_reused_tokens + self.num_loaded_tokens + self.num_shifted_tokens + self.num_computed_tokens
+
+    @property
+    def num_cached_tokens(self) -> int:
+        return self.num_prompt_tokens - self.num_computed_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen. Names and defaults are llama.cpp's."""
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    typical_p: float = 1.0
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    """Window of the three penalties, in tokens; -1 is the whole context."""
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = -1
+    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    seed: int | None = None
+    """None draws a fresh one."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    grammar: str | None = None
+    """GBNF text, its start rule named ``root``."""
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature <= 0
+
+
+DEFAULT_SAMPLING = Sampling()
+GREEDY = Sampling(temperature=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class MessageSpan:
+    """The tokens ``[start, stop)`` that one message became in the rendered prompt."""
+
+    start: int
+    stop: int
+    index: int | None
+    """Index into the request's messages; None for the generation prompt."""
+    role: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A rendered conversation: its tokens, and where each message lies. Spans cover ``[0, len(tokens))`` in order."""
+
+    tokens: Tokens
+    spans: tuple[MessageSpan, ...]
+    text: str = field(repr=False, default="")
+
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        """Token positions at which messages end, ascending."""
+        return tuple(span.stop for span in self.spans if span.stop > span.start)
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back; `kvstet.llama.Vocab` is the real one, `kvstet.chat.fake.ByteTokenizer` the fake."""
+
+    @property
+    def num_tokens(self) -> int: ...
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """Text of every control and user-defined token -> its id."""
+        ...
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> Tokens:
+        """``add_special`` adds BOS/EOS as the model wants; ``parse_special`` reads special tokens from the text."""
+        ...
+
+    def piece(self, token: int, *, special: bool = True) -> bytes:
+        """The bytes that one token prints; ``special=False`` prints nothing for control tokens."""
+        ...
+
+    def token_text(self, name: Literal["bos", "eos"]) -> str:
+        """Text of the model's BOS or EOS token, as chat templates use it; empty where it has none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryTraits:
+    """What may be done with a model's memory; see `kvstet.llama.memory` for how each kind maps to it.
+
+    The state of a prefix has two parts. The *additive* part (K/V of plain attention layers) can be saved and loaded
+    range by range. The *summary* part (a sliding window, a recurrent state) exists only for the position where the
+    sequence stands, and is saved whole as a checkpoint. A kind has one of them or both.
+    """
+
+    kind: Literal["attention", "swa", "recurrent", "hybrid", "opaque"]
+    has_spans: bool
+    """There is an additive part: the state of any token range can be saved and loaded alone."""
+    has_checkpoints: bool
+    """There is a summary part: a branch resumes only where a checkpoint was kept, or at a live tip."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Blob:
+    """Saved state of tokens ``[start, stop)``; a checkpoint has ``start == 0``, since it summarises all before it."""
+
+    start: int
+    stop: int
+    data: NDArray[np.uint8] = field(repr=False)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.data.nbytes
