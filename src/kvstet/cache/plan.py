@@ -1,0 +1,141 @@
+"""How a prompt can be brought to life at the least cost. Pure: reads the tree, does and changes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvstet.cache.tree import Branch, Match, Node, Stored, Tree
+from kvstet.types import MemoryTraits, Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """Share the first ``stop`` tokens of a live branch."""
+
+    branch: Branch
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Bring back tokens ``[start, stop)`` from a span blob."""
+
+    stored: Stored
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """A running branch is computing these very tokens: at ``stop`` it can be forked."""
+
+    branch: Branch
+    stop: int
+
+    @property
+    def is_over(self) -> bool:
+        return self.branch.length >= self.stop or not self.branch.is_computing_prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Fork, then load spans, then the checkpoint, then compute from ``resume``."""
+
+    match: Match
+    resume: int
+    """Tokens that need not be computed; less than the prompt, since its last token must give logits."""
+    fork: Fork | None = None
+    loads: tuple[Load, ...] = ()
+    checkpoint: Stored | None = None
+    wait: Wait | None = None
+    """Set where waiting brings more than the rest of the plan."""
+
+    @property
+    def num_reused_tokens(self) -> int:
+        return self.fork.stop if self.fork else 0
+
+    @property
+    def num_loaded_tokens(self) -> int:
+        return self.resume - self.num_reused_tokens
+
+
+def plan(tree: Tree, tokens: Tokens, traits: MemoryTraits) -> Plan:
+    """The plan that computes the fewest tokens.
+
+    Attention resumes at any token; the state of ``[0, resume)`` comes from one live branch and then from blobs.
+    Other memories resume only at a live tip or where a checkpoint was kept (`kvstet.types.MemoryTraits`).
+    """
+    match = tree.match(tokens)
+    limit = min(match.length, len(tokens) - 1)
+    made = _plan_with_checkpoints(match, limit, traits) if traits.has_checkpoints else _plan_spans(match, limit)
+    wait = _wait(match, limit, made.resume, traits)
+    return Plan(match, made.resume, made.fork, made.loads, made.checkpoint, wait)
+
+
+def _plan_spans(match: Match, stop: int) -> Plan:
+    """The longest run of additive state within ``[0, stop)``."""
+    fork = _longest_live(match, stop)
+    loads = _loads(match, fork.stop if fork else 0, stop)
+    resume = loads[-1].stop if loads else fork.stop if fork else 0
+    return Plan(match, resume, fork, loads)
+
+
+def _plan_with_checkpoints(match: Match, limit: int, traits: MemoryTraits) -> Plan:
+    num_covered = _plan_spans(match, limit).resume if traits.has_spans else limit
+    for node in reversed(match.path):
+        # A live tip first: it costs nothing.
+        tips = [branch for branch in node.branches if node.start < branch.length <= min(node.stop, limit)]
+        tip = max(tips, key=lambda branch: branch.length, default=None)
+        if node.checkpoint is not None and node.stop <= num_covered and (tip is None or tip.length < node.stop):
+            return _resume_at_checkpoint(match, node, traits)
+        if tip is not None:
+            return Plan(match, tip.length, Fork(tip, tip.length))
+    return Plan(match, 0)
+
+
+def _resume_at_checkpoint(match: Match, node: Node, traits: MemoryTraits) -> Plan:
+    spans = _plan_spans(match, node.stop) if traits.has_spans else Plan(match, 0)
+    return Plan(match, node.stop, spans.fork, spans.loads, node.checkpoint)
+
+
+def _longest_live(match: Match, stop: int) -> Fork | None:
+    """The live branch that covers most of ``[0, stop)``; parked ones first, which may be taken over."""
+    for node in reversed(match.path):
+        # A branch that goes on below this node elsewhere than the match shares no more than the node.
+        end = min(node.stop, stop)
+        best = max(node.branches, key=lambda b: (min(b.length, end), not b.is_running, -b.seq), default=None)
+        if node.start < end and best is not None and best.length > node.start:
+            return Fork(best, min(best.length, end))
+    return None
+
+
+def _loads(match: Match, start: int, stop: int) -> tuple[Load, ...]:
+    """Blobs, without a gap, from ``start`` as far as they go, at most to ``stop``."""
+    loads: list[Load] = []
+    for node in match.path:
+        end = min(node.stop, stop)
+        if end <= start:
+            continue
+        if node.span is None or node.start > start:
+            break
+        if loads and loads[-1].stored is node.span:
+            loads[-1] = Load(node.span, loads[-1].start, end)
+        else:
+            loads.append(Load(node.span, start, end))
+        start = end
+    return tuple(loads)
+
+
+def _wait(match: Match, limit: int, resume: int, traits: MemoryTraits) -> Wait | None:
+    """The running branch that will bring more than ``resume``, if there is one."""
+    for node in reversed(match.path):
+        # Elsewhere than at node ends, a branch can be forked only where no checkpoint is needed.
+        stop = node.stop if traits.has_checkpoints else min(node.stop, limit)
+        if stop <= resume:
+            return None
+        if stop > limit:
+            continue
+        coming = [branch for branch in node.branches if branch.is_computing_prompt and branch.length < stop]
+        if coming:
+            return Wait(max(coming, key=lambda branch: branch.length), stop)
+    return None

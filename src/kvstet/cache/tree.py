@@ -1,0 +1,214 @@
+"""The one tree: every prefix ever seen, as a path of nodes, each with the places where its state lives."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from kvstet.cache.tier import BlobKey
+from kvstet.types import SeqId, Tokens
+
+NO_TOKENS: Tokens = np.zeros(0, np.int32)
+ID_BYTES = 16
+
+
+@dataclass(eq=False, slots=True)
+class Stored:
+    """A blob in a tier, and how many nodes have a part of it (a node that was split shares its blob)."""
+
+    key: BlobKey
+    start: int
+    stop: int
+    num_bytes: int
+    num_nodes: int = 1
+
+
+@dataclass(eq=False, slots=True)
+class CellRun:
+    """Live cells of positions ``start`` and up that one sequence filled; forks share them to where they forked."""
+
+    start: int
+
+
+@dataclass(eq=False, slots=True)
+class Branch:
+    """A live sequence: the state of the first ``length`` tokens of the path down to ``node``, and maybe a tail."""
+
+    seq: SeqId
+    node: Node
+    length: int
+    """Tokens whose state is live. Short of ``node.stop`` while it is being computed, past it while it generates."""
+    own: CellRun
+    shared: tuple[tuple[CellRun, int], ...] = ()
+    """Runs that came with the fork, and where the share of each ends."""
+    is_running: bool = True
+
+    def cells(self, stop: int | None = None) -> tuple[tuple[CellRun, int], ...]:
+        """Runs and ends that hold the first ``stop`` tokens (None: all)."""
+        stop = self.length if stop is None else stop
+        runs = (*self.shared, (self.own, self.length))
+        return tuple((run, min(end, stop)) for run, end in runs if run.start < stop)
+
+    @property
+    def is_computing_prompt(self) -> bool:
+        return self.is_running and self.length < self.node.stop
+
+    def __repr__(self) -> str:
+        return f"<Branch seq={self.seq} {self.length}/{self.node.stop} {'runs' if self.is_running else 'parked'}>"
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """Tokens ``[start, stop)`` behind the parent's; see the module's docstring."""
+
+    parent: Node | None
+    tokens: Tokens
+    start: int
+    hasher: hashlib.blake2b
+    children: dict[int, Node] = field(default_factory=dict[int, "Node"])
+    """First token -> child: no two children begin alike."""
+    span: Stored | None = None
+    """Additive state of a range that includes this node's."""
+    checkpoint: Stored | None = None
+    """Summary state at ``stop``."""
+    branches: set[Branch] = field(default_factory=set[Branch])
+    """Live sequences whose path goes through this node, however far they have come."""
+    num_leases: int = 0
+    num_hits: int = 0
+    last_used: float = 0.0
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.tokens)
+
+    @property
+    def id(self) -> bytes:
+        """Identity of the whole prefix ``[0, stop)``: equal for equal tokens, wherever nodes were cut."""
+        return self.hasher.digest()
+
+    @property
+    def is_bare(self) -> bool:
+        """Nothing depends on this node but the memory that its tokens were seen."""
+        return not (self.span or self.checkpoint or self.branches or self.children or self.num_leases)
+
+    def path(self) -> Iterator[Node]:
+        """This node and its ancestors, upward, without the root."""
+        node = self
+        while node.parent is not None:
+            yield node
+            node = node.parent
+
+    def __repr__(self) -> str:
+        places = [name for name in ("span", "checkpoint") if getattr(self, name)] + [repr(b) for b in self.branches]
+        return f"<Node [{self.start}, {self.stop}) {self.id.hex()[:8]} {' '.join(places) or 'bare'}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """The longest prefix of some tokens that the tree has seen."""
+
+    path: tuple[Node, ...]
+    """Nodes from the top; the last one may be matched in part."""
+    length: int
+
+    def has_whole(self, node: Node) -> bool:
+        """Whether a node of the path is matched to its end."""
+        return node.stop <= self.length
+
+
+class Tree:
+    """A radix tree of token spans. Nodes are cut at message ends and where branches fork, and never change tokens."""
+
+    def __init__(self, fingerprint: bytes = b"") -> None:
+        """``fingerprint`` names the model and all that changes its numbers; it seeds every identity."""
+        self.root = Node(None, NO_TOKENS, 0, hashlib.blake2b(fingerprint, digest_size=ID_BYTES))
+        self.num_nodes = 0
+
+    def match(self, tokens: Tokens) -> Match:
+        """Walk down as far as the tokens go. Read-only; O(tokens + nodes on the path)."""
+        path: list[Node] = []
+        node, length = self.root, 0
+        while length < len(tokens):
+            child = node.children.get(int(tokens[length]))
+            if child is None:
+                break
+            num_equal = _num_equal(child.tokens, tokens[length:])
+            path.append(child)
+            length += num_equal
+            if num_equal < len(child.tokens):
+                break
+            node = child
+        return Match(tuple(path), length)
+
+    def insert(self, tokens: Tokens, cuts: tuple[int, ...], now: float) -> Node:
+        """The node that ends at the end of ``tokens``, growing what is missing, cut at ``cuts`` as well."""
+        match = self.match(tokens)
+        node = self._end_at(match)
+        for stop in sorted({cut for cut in cuts if match.length < cut < len(tokens)} | {len(tokens)}):
+            if stop > node.stop:
+                node = self._grow(node, tokens[node.stop : stop], now)
+        return node
+
+    def cut(self, node: Node, position: int) -> Node:
+        """Make a node end at ``position`` within ``node``, and return it; all state stays where it is."""
+        if position == node.stop:
+            return node
+        parent = node.parent
+        assert parent is not None and node.start < position < node.stop
+        head, tail = np.split(node.tokens, [position - node.start])
+        upper = Node(parent, head, node.start, _hashed(parent, head))
+        upper.span, upper.branches, upper.num_leases = node.span, set(node.branches), node.num_leases
+        upper.num_hits, upper.last_used = node.num_hits, node.last_used
+        if upper.span is not None:
+            upper.span.num_nodes += 1
+        upper.children[int(tail[0])] = node
+        parent.children[int(head[0])] = upper
+        node.parent, node.tokens, node.start = upper, tail, position
+        self.num_nodes += 1
+        return upper
+
+    def remove(self, node: Node) -> None:
+        """Forget a bare node."""
+        assert node.is_bare and node.parent is not None
+        del node.parent.children[int(node.tokens[0])]
+        self.num_nodes -= 1
+
+    def nodes(self) -> Iterator[Node]:
+        """All nodes, parents first, without the root."""
+        stack = list(self.root.children.values())
+        while stack:
+            node = stack.pop()
+            yield node
+            stack.extend(node.children.values())
+
+    def _end_at(self, match: Match) -> Node:
+        if not match.path:
+            return self.root
+        return self.cut(match.path[-1], match.length)
+
+    def _grow(self, parent: Node, tokens: Tokens, now: float) -> Node:
+        # A copy: a slice would keep the request's whole array alive.
+        child = Node(parent, tokens.copy(), parent.stop, _hashed(parent, tokens), last_used=now)
+        parent.children[int(tokens[0])] = child
+        self.num_nodes += 1
+        return child
+
+    def __repr__(self) -> str:
+        return f"<Tree {self.num_nodes} nodes>"
+
+
+def _num_equal(a: Tokens, b: Tokens) -> int:
+    """Length of the common prefix of two token arrays."""
+    n = min(len(a), len(b))
+    differs = a[:n] != b[:n]
+    first = int(differs.argmax()) if n else 0
+    return first if n and differs[first] else n
+
+
+def _hashed(parent: Node, tokens: Tokens) -> hashlib.blake2b:
+    hasher = parent.hasher.copy()
+    hasher.update(np.ascontiguousarray(tokens, np.dtype("<i4")))
+    return hasher

@@ -1,0 +1,39 @@
+"""How the server talks to an engine, wherever that runs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Protocol
+
+from kvstet.engine.messages import Event, Generate, ModelInfo, Stats
+
+
+class EngineClient(Protocol):
+    """One model's engine, seen from the server's event loop.
+
+    `kvstet.engine.supervisor.Supervisor` is the real one, in a process of its own; `kvstet.engine.fake.ScriptedEngine`
+    is the fake.
+    """
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    @property
+    def is_ready(self) -> bool:
+        """False while the engine starts or restarts; requests then wait for it."""
+        ...
+
+    def generate(self, request: Generate) -> AsyncGenerator[Event, None]:
+        """Events of one request: Started, Progress..., Token..., Finished. Closing the generator cancels it.
+
+        Raises what went wrong (a `RequestError` or `Unavailable`) instead of yielding ``Failed``.
+        """
+        ...
+
+    def stats(self) -> Stats:
+        """The latest counters; never waits."""
+        ...
+
+    async def close(self) -> None:
+        """Stop the engine; requests in flight end with `ShuttingDown`."""
+        ...

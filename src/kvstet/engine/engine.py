@@ -1,0 +1,372 @@
+"""The engine: admits requests, decodes them together, and samples. One thread, one `step` at a time.
+
+::
+
+    submit -> waiting -> (plan, bring to life) -> running: prompt, then reply -> parked branch in the cache
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvstet.cache.cache import Cache
+from kvstet.cache.plan import Plan
+from kvstet.cache.tree import Node
+from kvstet.config import EngineOptions
+from kvstet.engine.batching import Segment, Work, next_work
+from kvstet.engine.counters import Counters
+from kvstet.engine.job import Job
+from kvstet.engine.live import LiveSet, LostBlob
+from kvstet.engine.messages import (
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    Generate,
+    Progress,
+    Started,
+    Stats,
+    Token,
+    TokenLogprobs,
+)
+from kvstet.engine.model import Model
+from kvstet.errors import (
+    ContextOverflow,
+    DeadlineExceeded,
+    InvalidRequest,
+    KvstetError,
+    OutOfCells,
+    QueueFull,
+)
+from kvstet.types import RequestId, Reuse
+
+MIN_CHECKPOINT_TOKENS = 16
+"""Checkpoints stand at least this far apart: to compute so few tokens again is cheaper than to keep state."""
+
+SPARE_CELLS = 32
+"""Cells that must be free beyond the prompt for a request to be admitted beside others."""
+
+
+class Engine:
+    """Runs requests on one model. Events come from `step`, in order; the caller owns the loop."""
+
+    def __init__(
+        self,
+        model: Model,
+        cache: Cache,
+        options: EngineOptions,
+        *,
+        parallel: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.cache = cache
+        self.live = LiveSet(model, cache)
+        self._model = model
+        self._options = options
+        # Every reply gets a token in every step.
+        self._parallel = min(parallel, model.max_batch)
+        self._clock = clock
+        self._waiting: list[Job] = []
+        self._running: list[Job] = []
+        self._events: list[Event] = []
+        self._counters = Counters()
+
+    # What the caller does
+
+    def submit(self, request: Generate) -> None:
+        """Queue a request; what is wrong with it comes as a ``Failed`` event."""
+        try:
+            self._waiting.append(self._job(request))
+        except KvstetError as error:
+            self._events.append(Failed(request.id, error))
+
+    def cancel(self, request_id: RequestId) -> None:
+        """End a request before the next step; unknown ones are over already."""
+        for job in (*self._waiting, *self._running):
+            if job.id == request_id:
+                self._finish(job, "cancelled")
+
+    def step(self) -> list[Event]:
+        """Admit what can be admitted, decode one batch, and tell what happened."""
+        self._expire()
+        self._admit()
+        work = next_work(
+            self._running,
+            chunk=self._options.prefill_chunk,
+            max_batch=self._model.max_batch,
+            next_stop=self._next_stop,
+        )
+        if work is not None:
+            self._run(work)
+            self.live.retire_step()
+        events, self._events = self._events, []
+        return events
+
+    def idle_step(self) -> bool:
+        """One small piece of work for when no request is there. False: nothing is left to do."""
+        return self.live.idle_step()
+
+    @property
+    def is_idle(self) -> bool:
+        """No request waits or runs, and no event is due."""
+        return not (self._waiting or self._running or self._events)
+
+    def stats(self) -> Stats:
+        """Counters and gauges, now."""
+        return self._counters.stats(self._waiting, self._running, self.cache, self.live.num_parked)
+
+    # Admission
+
+    def _job(self, request: Generate) -> Job:
+        num_tokens = len(request.tokens)
+        if num_tokens == 0:
+            raise InvalidRequest("The prompt is empty.")
+        if num_tokens + (request.max_new_tokens != 0) > self._model.max_length:
+            raise ContextOverflow(num_prompt_tokens=num_tokens, max_prompt_tokens=self._model.max_length)
+        if len(self._waiting) >= self._options.queue_size:
+            raise QueueFull(f"{len(self._waiting)} requests are waiting already.")
+        seconds = request.deadline_seconds or self._options.deadline_seconds
+        now = self._clock()
+        self._counters.num_requests += 1
+        return Job(request, now, now + seconds if seconds else None, request.tokens)
+
+    def _admit(self) -> None:
+        """Start waiting jobs in order; one that waits for another's tokens lets later ones pass."""
+        for job in tuple(self._waiting):
+            if len(self._running) >= self._parallel:
+                return
+            if job.wait is not None and not job.wait.is_over:
+                continue
+            try:
+                if not self._start(job):
+                    return
+            except KvstetError as error:
+                self._fail(job, error)
+
+    def _start(self, job: Job) -> bool:
+        """Bring a job's prefix to life and let it run. False: there is no room yet, for it or anyone behind it."""
+        node = self._place(job)
+        plan = self.cache.plan(job.tokens)
+        job.wait = plan.wait
+        if plan.wait is not None:
+            return True
+        if not self._has_room(job, plan):
+            return False
+        begun = self._clock()
+        try:
+            # A parked branch released to make room may have been a part of the plan.
+            plan = self.cache.plan(job.tokens)
+            job.branch = self.live.take(plan, node)
+        except LostBlob:
+            return True  # The next step plans without it.
+        except OutOfCells:
+            return self._make_do(job)
+        self._waiting.remove(job)
+        self._running.append(job)
+        if job.sampler is None:
+            job.sampler = self._model.sampler(job.request.sampling, job.request.tokens)
+            self._tell_started(job, plan, self._clock() - begun)
+        return True
+
+    def _place(self, job: Job) -> Node:
+        """The job's end in the tree, pinned so that what leads there stays."""
+        if job.node is None:
+            job.num_known = self.cache.tree.match(job.tokens).length
+            job.node = self.cache.insert(job.tokens, self._cuts(job))
+            self.cache.pin(job.node)
+        return job.node
+
+    def _cuts(self, job: Job) -> tuple[int, ...]:
+        """Where the path is cut: at message ends; where checkpoints are needed, not closer than is worth one."""
+        cuts = sorted(cut for cut in set(job.request.cuts) if 0 < cut < len(job.tokens))
+        if not self.cache.traits.has_checkpoints:
+            return tuple(cuts)
+        last = len(job.tokens) - 1
+        kept: list[int] = []
+        for cut in (*cuts, last):
+            if cut - (kept[-1] if kept else 0) >= MIN_CHECKPOINT_TOKENS:
+                kept.append(cut)
+        return tuple(kept)
+
+    def _has_room(self, job: Job, plan: Plan) -> bool:
+        # What running prompts were admitted for is theirs, though they do not hold it yet.
+        num_promised = sum(other.num_left for other in self._running if other.is_computing)
+        num_cells = len(job.tokens) - plan.num_reused_tokens + num_promised + SPARE_CELLS
+        keep = plan.fork.branch if plan.fork else None
+        if self.live.make_room(num_cells, keep=keep):
+            return True
+        if self._running:
+            return False
+        # Alone, it gets all there is, also what it would have forked from.
+        self.live.make_room(min(num_cells, self._model.num_cells))
+        return True
+
+    def _make_do(self, job: Job) -> bool:
+        """State did not fit after all: try again alone, or else later."""
+        if self._running:
+            return False
+        if self.live.parked:
+            self.live.make_room(self._model.num_cells)
+            return self._start(job)
+        raise OutOfCells(f"{len(job.tokens)} tokens do not fit in {self._model.num_cells} live cells.")
+
+    def _tell_started(self, job: Job, plan: Plan, load_seconds: float) -> None:
+        job.started = self._clock()
+        reuse = Reuse(
+            num_reused_tokens=plan.num_reused_tokens,
+            num_loaded_tokens=plan.num_loaded_tokens,
+            num_shifted_tokens=0,
+            num_computed_tokens=len(job.tokens) - plan.resume,
+            num_known_tokens=job.num_known,
+        )
+        self._counters.add_reuse(reuse)
+        queue_seconds = job.started - job.submitted - load_seconds
+        self._events.append(Started(job.id, reuse, max(0.0, queue_seconds), load_seconds))
+
+    # Decoding
+
+    def _next_stop(self, job: Job) -> int:
+        """Where the job must pause while it computes: the next node end, where checkpoints are needed."""
+        assert job.node is not None and job.branch is not None
+        stop = len(job.tokens)
+        if self.cache.traits.has_checkpoints:
+            for node in job.node.path():
+                if node.stop <= job.branch.length:
+                    break
+                stop = node.stop
+        return stop
+
+    def _run(self, work: Work) -> None:
+        begun = self._clock()
+        try:
+            self._model.decode(work.batch)
+        except OutOfCells:
+            self._relieve()
+            return
+        num_tokens = len(work.batch.tokens)
+        self.live.num_work_tokens += num_tokens
+        row = 0
+        for segment in work.segments:
+            self._advance(segment, row)
+            row += segment.gives_token
+        self._counters.add_step(work, self._clock() - begun)
+
+    def _advance(self, segment: Segment, row: int) -> None:
+        job = segment.job
+        assert job.branch is not None and job.node is not None
+        was_computing = job.is_computing
+        job.branch.length += segment.num_tokens
+        if not segment.gives_token:
+            if self.cache.traits.has_checkpoints:
+                self._reach(job)
+            self._events.append(Progress(job.id, job.branch.length, len(job.tokens)))
+        elif was_computing and job.request.max_new_tokens == 0:
+            self._finish(job, "length")
+        else:
+            self._sample(job, row)
+
+    def _reach(self, job: Job) -> None:
+        """Keep the state at a node end that the prompt has come to."""
+        assert job.branch is not None and job.node is not None
+        for node in job.node.path():
+            if node.stop <= job.branch.length:
+                if node.stop == job.branch.length and node.checkpoint is None:
+                    self.live.reach_cut(job.branch, node)
+                return
+
+    def _sample(self, job: Job, row: int) -> None:
+        assert job.sampler is not None and job.branch is not None
+        logprobs = self._logprobs_source(job, row)
+        try:
+            token = job.sampler.sample(row)
+        except KvstetError as error:
+            self._fail(job, error)
+            return
+        job.first_token = job.first_token or self._clock()
+        job.generated.append(token)
+        self._events.append(Token(job.id, token, _logprobs(logprobs, token, job.request.num_logprobs)))
+        if self._model.is_end(token) and not job.request.ignore_eos:
+            self._finish(job, "stop")
+        elif len(job.generated) == job.request.max_new_tokens or job.branch.length >= self._model.max_length:
+            self._finish(job, "length")
+
+    def _logprobs_source(self, job: Job, row: int) -> NDArray[np.float32] | None:
+        # Copied before sampling: a sampler may write to the row.
+        return self._model.logits(row).copy() if job.request.num_logprobs is not None else None
+
+    # Endings
+
+    def _relieve(self) -> None:
+        """The live cells are full: let go of what is parked, or of the youngest request for now."""
+        if self.live.parked:
+            self.live.release(self.live.parked[0])
+        elif len(self._running) > 1:
+            self._preempt(self._running[-1])
+        else:
+            error = OutOfCells(f"The {self._model.num_cells} live cells are full.")
+            self._fail(self._running[0], error)
+
+    def _preempt(self, job: Job) -> None:
+        """Back to the queue's head; its state stays in the cache, and what it has said stays said."""
+        self._counters.num_preemptions += 1
+        self._leave(job)
+        job.tokens = job.all_tokens()
+        job.wait = None
+        self._waiting.insert(0, job)
+
+    def _finish(self, job: Job, reason: FinishReason) -> None:
+        now = self._clock()
+        started = job.started or now
+        first_token = job.first_token or now
+        self._end(job)
+        self._events.append(Finished(job.id, reason, len(job.generated), first_token - started, now - first_token))
+
+    def _fail(self, job: Job, error: KvstetError) -> None:
+        if isinstance(error, OutOfCells):
+            error = InvalidRequest(f"The request does not fit: {error}")
+        self._end(job)
+        self._events.append(Failed(job.id, error))
+
+    def _end(self, job: Job) -> None:
+        if job.sampler is not None:
+            job.sampler.close()
+        if job in self._waiting:
+            self._waiting.remove(job)
+        self._leave(job)
+
+    def _leave(self, job: Job) -> None:
+        """The job runs no more: what it computed becomes a parked branch."""
+        if job in self._running:
+            self._running.remove(job)
+        branch, node = job.branch, job.node
+        job.branch = job.node = None
+        if branch is not None and branch.length > branch.node.stop:
+            self.cache.extend(branch, job.all_tokens()[: branch.length])
+        if node is not None:
+            self.cache.unpin(node)
+        if branch is not None:
+            self.live.park(branch)
+        elif node is not None:
+            self.cache.forget_path(node)
+
+    def _expire(self) -> None:
+        now = self._clock()
+        for job in (*self._waiting, *self._running):
+            if job.deadline is not None and now >= job.deadline:
+                self._fail(job, DeadlineExceeded("The request's time was over before it was finished."))
+
+
+def _logprobs(logits: NDArray[np.float32] | None, token: int, num_top: int | None) -> TokenLogprobs | None:
+    """The chosen token's log-probability and the best ones, from logits of shape ``(vocab_size,)``."""
+    if logits is None or num_top is None:
+        return None
+    scores = logits.astype(np.float64)
+    scores -= scores.max()
+    scores -= np.log(np.exp(scores).sum())
+    best = np.argpartition(scores, -num_top)[-num_top:] if 0 < num_top < len(scores) else np.arange(0)
+    best = best[np.argsort(scores[best])[::-1]]
+    return TokenLogprobs(float(scores[token]), tuple((int(i), float(scores[i])) for i in best))

@@ -1,0 +1,193 @@
+"""The live sequences of a model: brings planned prefixes to life, saves them, and lets them go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from kvstet.cache.cache import Cache
+from kvstet.cache.plan import Plan
+from kvstet.cache.tree import Branch, Node, Stored
+from kvstet.engine.model import Model
+from kvstet.errors import KvstetError, OutOfCells, SnapshotMismatch
+from kvstet.types import Blob, SeqId
+
+PARK_TOKENS = 256
+"""Tokens that others decode beside a saved, parked branch before it leaves the live cells.
+
+Each of them pays for the parked cells, loading them again is paid once: after about this many both have cost the
+same, so waiting that long costs at most twice the best choice (the ski-rental rule).
+"""
+
+
+class LostBlob(KvstetError):
+    """A planned blob is gone from its tier; the cache has forgotten it, so the next plan does without."""
+
+
+class LiveSet:
+    """Owns the model's sequences. The cache decides what they mean; this moves the state."""
+
+    def __init__(self, model: Model, cache: Cache) -> None:
+        self._model = model
+        self._cache = cache
+        self._free = [SeqId(seq) for seq in reversed(range(model.num_sequences))]
+        self._work_when_parked: dict[Branch, int] = {}
+        self._unsavable: set[Branch] = set()
+        self.num_work_tokens = 0
+        """Tokens decoded so far, by anyone; advanced by the engine."""
+
+    @property
+    def num_parked(self) -> int:
+        return len(self._work_when_parked)
+
+    @property
+    def parked(self) -> list[Branch]:
+        """Branches that do not run, the least valuable first."""
+        return sorted(self._work_when_parked, key=self._cache.branch_value)
+
+    def num_free_cells(self) -> int:
+        """Live cells that hold nothing."""
+        return self._model.num_cells - self._cache.num_live_cells
+
+    # Bringing to life
+
+    def take(self, plan: Plan, node: Node) -> Branch:
+        """A running branch that holds the first ``plan.resume`` tokens of the path to ``node``.
+
+        A parked branch that ends where the plan forks is taken over, any other stays as it is. LostBlob: plan again.
+        OutOfCells: nothing was changed.
+        """
+        fork = plan.fork
+        if fork and not fork.branch.is_running and fork.stop == fork.branch.length == plan.resume:
+            return self._take_over(fork.branch, node)
+        seq = self._free_sequence(keep=fork.branch if fork else None)
+        try:
+            if fork:
+                self._model.fork(fork.branch.seq, seq, fork.stop)
+            self._load(seq, plan)
+        except BaseException:
+            self._model.remove(seq)
+            self._free.append(seq)
+            raise
+        return self._cache.open(seq, node, plan.resume, fork)
+
+    def _take_over(self, branch: Branch, node: Node) -> Branch:
+        if self._cache.lacks_checkpoint(branch):
+            # The branch moves on, and others may want to resume where it stood.
+            self._save_checkpoint(branch)
+        self._unpark(branch)
+        self._cache.reopen(branch, node)
+        return branch
+
+    def _load(self, seq: SeqId, plan: Plan) -> None:
+        for load in plan.loads:
+            with self._fetched(load.stored) as blob:
+                self._model.load_span(seq, blob, load.start, load.stop)
+        if plan.checkpoint is not None:
+            with self._fetched(plan.checkpoint) as blob:
+                self._model.load_checkpoint(seq, blob)
+
+    @contextmanager
+    def _fetched(self, stored: Stored) -> Iterator[Blob]:
+        """The blob, to be loaded. One that is lost or torn is forgotten: LostBlob."""
+        blob = self._cache.fetch(stored)
+        try:
+            if blob is None:
+                raise SnapshotMismatch("The tier has lost it.")
+            yield blob
+        except SnapshotMismatch as error:
+            self._cache.forget(stored)
+            raise LostBlob(f"A saved state could not be loaded: {error}") from error
+
+    # Saving
+
+    def reach_cut(self, branch: Branch, node: Node) -> None:
+        """The branch stands at the end of ``node`` while it computes: keep its summary state."""
+        self._cache.store(node, "checkpoint", self._model.save_checkpoint(branch.seq))
+
+    def park(self, branch: Branch) -> None:
+        """The branch stops running; it stays live for whoever continues it."""
+        if branch.length > 0:
+            self._cache.park(branch)
+            self._work_when_parked[branch] = self.num_work_tokens
+        else:
+            self._close(branch)
+            self._cache.forget_path(branch.node)
+
+    def save_step(self, branch: Branch) -> bool:
+        """Save one piece of what only this branch holds. False: nothing is left to save, or it is not worth it."""
+        if branch in self._unsavable:
+            return False
+        if self._cache.lacks_checkpoint(branch):
+            return self._save_checkpoint(branch)
+        for node in self._cache.unsaved(branch):
+            blob = self._model.save_span(branch.seq, node.start, node.stop)
+            return self._kept(branch, self._cache.store(node, "span", blob))
+        return False
+
+    def idle_step(self) -> bool:
+        """One small piece of work for idle time: save a parked branch. False: there is none."""
+        return any(self.save_step(branch) for branch in self._work_when_parked)
+
+    # Letting go
+
+    def retire_step(self) -> None:
+        """While others run, move long parked branches out of their way, a small piece at a time."""
+        for branch, parked_at in self._work_when_parked.items():
+            if self.num_work_tokens - parked_at < PARK_TOKENS or branch in self._unsavable:
+                continue
+            if not self.save_step(branch) and branch not in self._unsavable:
+                self.release(branch)
+            return
+
+    def release(self, branch: Branch) -> None:
+        """Save what can be saved of a parked branch, and free its cells."""
+        while self.save_step(branch):
+            continue
+        self._unpark(branch)
+        self._close(branch)
+
+    def make_room(self, num_cells: int, *, keep: Branch | None = None) -> bool:
+        """Release parked branches, the least valuable first, until that many cells are free.
+
+        False: not all of them together would do, and none is released.
+        """
+        if self.num_free_cells() >= num_cells:
+            return True
+        released = self._work_when_parked.keys() - {keep}
+        if self._model.num_cells - self._cache.num_cells(self._cache.branches - released) < num_cells:
+            return False
+        for branch in self.parked:
+            if self.num_free_cells() >= num_cells:
+                break
+            if branch is not keep:
+                self.release(branch)
+        return True
+
+    # Inside
+
+    def _save_checkpoint(self, branch: Branch) -> bool:
+        blob = self._model.save_checkpoint(branch.seq)
+        return self._kept(branch, self._cache.store(branch.node, "checkpoint", blob))
+
+    def _kept(self, branch: Branch, was_kept: bool) -> bool:
+        if not was_kept:
+            self._unsavable.add(branch)
+        return was_kept
+
+    def _free_sequence(self, keep: Branch | None) -> SeqId:
+        if not self._free:
+            victim = next((branch for branch in self.parked if branch is not keep), None)
+            if victim is None:
+                raise OutOfCells("All sequences are in use.")
+            self.release(victim)
+        return self._free.pop()
+
+    def _unpark(self, branch: Branch) -> None:
+        del self._work_when_parked[branch]
+        self._unsavable.discard(branch)
+
+    def _close(self, branch: Branch) -> None:
+        self._cache.close(branch)
+        self._model.remove(branch.seq)
+        self._free.append(branch.seq)

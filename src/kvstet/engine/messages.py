@@ -1,0 +1,146 @@
+"""What the server and an engine process say to each other: plain values that pickle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from kvstet.errors import KvstetError
+from kvstet.types import DEFAULT_SAMPLING, RequestId, Reuse, Sampling, Tokens
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Generate:
+    """One request: token ids in, token ids out."""
+
+    id: RequestId
+    tokens: Tokens
+    cuts: tuple[int, ...] = ()
+    """Positions at which messages end; the cache keeps resumable state there."""
+    max_new_tokens: int | None = None
+    """None: until the model ends its turn or the context is full. 0: compute the prompt only."""
+    sampling: Sampling = DEFAULT_SAMPLING
+    num_logprobs: int | None = None
+    """Alternatives to report for each token (0: only the chosen one's); None: report nothing."""
+    ignore_eos: bool = False
+    deadline_seconds: float | None = None
+    """Time the request may take from when the engine gets it; None: the engine's own default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Stop a request within one step and free its tokens; no event follows for it but ``Finished("cancelled")``."""
+
+    id: RequestId
+
+
+Command = Generate | Cancel
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The request was admitted, and this is where its prompt comes from."""
+
+    id: RequestId
+    reuse: Reuse
+    queue_seconds: float
+    load_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Prompt tokens that are ready, of all; sent after each prefill step but the last."""
+
+    id: RequestId
+    num_ready_tokens: int
+    num_prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probabilities at one position, of the model itself, before any sampler or bias."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+    """The most likely tokens with theirs, best first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One sampled token; also the one that ends the turn."""
+
+    id: RequestId
+    token: int
+    logprobs: TokenLogprobs | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last event of a request that went well or was cancelled."""
+
+    id: RequestId
+    reason: FinishReason
+    num_new_tokens: int
+    compute_seconds: float
+    """From admission until the first token was sampled, loading excluded."""
+    decode_seconds: float
+    """From the first token until the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The last event of a request that could not be served."""
+
+    id: RequestId
+    error: KvstetError
+
+
+Event = Started | Progress | Token | Finished | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What the server tells users about the loaded model."""
+
+    name: str
+    architecture: str
+    description: str
+    num_parameters: int
+    size_bytes: int
+    vocab_size: int
+    context_length: int
+    """Most tokens of one request, prompt and reply together."""
+    training_context_length: int
+    live_cells: int
+    parallel: int
+    memory_kind: str
+    """``attention``, ``swa``, ``recurrent``, ``hybrid`` or ``opaque``."""
+    memory_summary: str
+    """One sentence: what the cache can do with it."""
+    span_bytes_per_token: int
+    checkpoint_bytes: int
+    chat_template: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """A snapshot of counters and gauges; counters only grow while the process lives."""
+
+    num_requests: int = 0
+    num_running: int = 0
+    num_waiting: int = 0
+    num_reused_tokens: int = 0
+    num_loaded_tokens: int = 0
+    num_shifted_tokens: int = 0
+    num_computed_tokens: int = 0
+    num_generated_tokens: int = 0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    num_nodes: int = 0
+    num_live_cells: int = 0
+    num_parked_branches: int = 0
+    ram_bytes: int = 0
+    num_evicted_blobs: int = 0
+    num_preemptions: int = 0

@@ -1,0 +1,168 @@
+"""The engine's process: loads a model, then steps the engine until the server is gone.
+
+Run as ``python -m kvstet.engine FD`` by `kvstet.engine.supervisor`, with one end of a socket pair. The only
+module of this package that knows libllama.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kvstet.cache.cache import Cache
+from kvstet.cache.tier import RamTier
+from kvstet.config import EngineOptions, ModelOptions
+from kvstet.engine.engine import Engine
+from kvstet.engine.messages import Cancel, Event, Generate, ModelInfo, Stats
+from kvstet.engine.model import Model
+from kvstet.engine.wire import Channel
+from kvstet.errors import KvstetError
+
+MEMORY_SUMMARIES = {
+    "attention": "a prompt resumes at any token that was seen before",
+    "swa": "a sliding window: a prompt resumes at message ends, where the window was kept",
+    "recurrent": "a recurrent state: a prompt resumes at message ends, where the state was kept",
+    "hybrid": "attention and a recurrent state: a prompt resumes at message ends, where the state was kept",
+    "opaque": "only whole sequences can be saved: a prompt resumes at message ends, where all of it was kept",
+}
+"""What the cache can do with each kind of memory, for start-up and ``/props``."""
+
+STATS_SECONDS = 0.25
+"""How often counters go to the server while the engine works."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model that is ready to run."""
+
+    model: Model
+    info: ModelInfo
+
+
+Loader = Callable[[ModelOptions, Callable[[float], None]], Loaded]
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The first message to the process. ``load`` is a module's function, since it travels by name."""
+
+    load: Loader
+    model: ModelOptions
+    engine: EngineOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """Part of the model that is loaded, 0 to 1."""
+
+    fraction: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The engine takes requests."""
+
+    info: ModelInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """The model could not be loaded; the process ends."""
+
+    error: KvstetError
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What one or more steps brought."""
+
+    events: list[Event]
+    stats: Stats | None
+
+
+class Stop:
+    """End the process."""
+
+
+def load_llama(options: ModelOptions, on_progress: Callable[[float], None]) -> Loaded:
+    """Load a GGUF with libllama."""
+    from kvstet.llama.context import Context
+    from kvstet.llama.model import Model as LlamaModel
+
+    model = LlamaModel.load(options, on_progress)
+    context = Context(model, options)
+    span_bytes, checkpoint_bytes = context.measure_state()
+    info = ModelInfo(
+        name=model.name or options.path.stem,
+        architecture=model.architecture,
+        description=model.description,
+        num_parameters=model.num_parameters,
+        size_bytes=model.size_bytes,
+        vocab_size=model.vocab.num_tokens,
+        context_length=context.max_length,
+        training_context_length=model.training_context_length,
+        live_cells=context.num_cells,
+        parallel=options.parallel,
+        memory_kind=context.traits.kind,
+        memory_summary=MEMORY_SUMMARIES[context.traits.kind],
+        span_bytes_per_token=span_bytes,
+        checkpoint_bytes=checkpoint_bytes,
+        chat_template=model.chat_template,
+    )
+    return Loaded(context, info)
+
+
+def run(channel: Channel) -> None:
+    """Load, then serve until the server says stop or is gone."""
+    start: Start = channel.receive(None)[0]
+    try:
+        loaded = start.load(start.model, lambda fraction: channel.send(Loading(fraction)))
+    except KvstetError as error:
+        channel.send(Broken(error))
+        return
+    channel.send(Ready(loaded.info))
+    cache = Cache(loaded.model.traits, RamTier(start.engine.cache_ram_bytes))
+    engine = Engine(loaded.model, cache, start.engine, parallel=start.model.parallel)
+    try:
+        _serve(engine, channel)
+    finally:
+        loaded.model.close()
+
+
+def _serve(engine: Engine, channel: Channel) -> None:
+    reported = 0.0
+    timeout: float | None = 0.0
+    while True:
+        for command in channel.receive(timeout):
+            if isinstance(command, Stop):
+                return
+            _obey(engine, command)
+        events = engine.step()
+        now = time.monotonic()
+        is_due = now - reported >= STATS_SECONDS or (events and engine.is_idle)
+        if events or is_due:
+            channel.send(Report(events, engine.stats() if is_due else None))
+        reported = now if is_due else reported
+        timeout = None if engine.is_idle and not engine.idle_step() else 0.0
+
+
+def _obey(engine: Engine, command: Generate | Cancel) -> None:
+    if isinstance(command, Generate):
+        engine.submit(command)
+    else:
+        engine.cancel(command.id)
+
+
+def main() -> None:
+    # Ctrl-C reaches the whole process group; when to stop is the server's to say.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        run(Channel(socket.socket(fileno=int(sys.argv[1]))))
+    except (EOFError, ConnectionError):
+        # The server is gone, and no one is left to answer to. Not sys.exit: native threads may still be at work.
+        os._exit(1)
