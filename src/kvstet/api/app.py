@@ -1,0 +1,100 @@
+"""The HTTP server's routing table, and what stands around it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from kvstet import __version__
+from kvstet.api.errors import ErrorAnswer, json_response
+from kvstet.api.exchange import ExchangeMiddleware, answer_error
+from kvstet.api.guards import HostGuard, KeyGuard
+from kvstet.api.metrics import Metrics
+from kvstet.api.openai.endpoints import Completions
+from kvstet.api.openai.inspection import Inspection
+from kvstet.api.ports import Renderer, SchemaToGrammar, Services
+from kvstet.config import ServerOptions
+from kvstet.engine.client import EngineClient
+from kvstet.errors import KvstetError
+from kvstet.types import Tokenizer
+
+_LOADING = ErrorAnswer(503, "The model is being loaded.", "server_error", "model_loading", retry_after_seconds=1.0)
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def create_app(
+    engine: EngineClient,
+    renderer: Renderer,
+    tokenizer: Tokenizer,
+    options: ServerOptions,
+    *,
+    schema_to_grammar: SchemaToGrammar,
+) -> Starlette:
+    """The server of one model. Asks nothing of the engine until the first request; closing it is the caller's."""
+    metrics = Metrics(engine)
+    services = Services(engine, renderer, tokenizer, schema_to_grammar, options, metrics)
+    app = Starlette(
+        routes=_routes(services),
+        middleware=[
+            Middleware(ExchangeMiddleware, metrics),
+            Middleware(HostGuard, options.host),
+            Middleware(KeyGuard, options.api_keys),
+        ],
+        exception_handlers={KvstetError: answer_error, HTTPException: answer_error},
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+def _routes(services: Services) -> list[Route]:
+    completions, inspection, status = Completions(services), Inspection(services), Status(services)
+    return [
+        Route("/", status.index),
+        *_both("/health", "GET", status.health),
+        Route("/metrics", status.metrics),
+        *_both("/models", "GET", inspection.models),
+        *_both("/models/{name:path}", "GET", inspection.model),
+        *_both("/chat/completions", "POST", completions.chat),
+        *_both("/completions", "POST", completions.text),
+        Route("/tokenize", inspection.tokenize, methods=["POST"]),
+        Route("/detokenize", inspection.detokenize, methods=["POST"]),
+        Route("/apply-template", inspection.apply_template, methods=["POST"]),
+    ]
+
+
+def _both(path: str, method: str, endpoint: Endpoint) -> list[Route]:
+    """The path with and without /v1, as llama-server has them."""
+    return [Route(prefix + path, endpoint, methods=[method]) for prefix in ("/v1", "")]
+
+
+class Status:
+    """How the server is."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def index(self, request: Request) -> Response:
+        routes = {route.path for route in request.app.routes}
+        return json_response(
+            {
+                "name": "kvstet",
+                "version": __version__,
+                "about": "An inference server in which an edit to the conversation costs only the tokens it changed.",
+                "models": self._services.model_names,
+                "paths": sorted(routes),
+            }
+        )
+
+    async def health(self, request: Request) -> Response:
+        return json_response({"status": "ok"}) if self._services.engine.is_ready else _LOADING.response()
+
+    async def metrics(self, request: Request) -> Response:
+        return Response(self._services.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,101 @@
+"""Errors as HTTP answers in OpenAI's envelope.
+
+===================================  ======  ==========================================
+error                                status  code
+===================================  ======  ==========================================
+InvalidRequest                       400     invalid_request_error
+ContextOverflow                      400     context_length_exceeded
+TemplateError                        400     chat_template_error
+GrammarError                         400     invalid_grammar
+missing or wrong API key             401     invalid_api_key
+foreign Host header                  403     invalid_host
+unknown path                         404     not_found
+wrong method                         405     method_not_allowed
+body too large                       413     request_too_large
+QueueFull                            429     queue_full, with Retry-After
+EngineCrashed, ShuttingDown          503     their own, with Retry-After
+DeadlineExceeded                     504     deadline_exceeded
+anything else                        500     internal_error
+===================================  ======  ==========================================
+
+A passed deadline is 504 and not 408, since the client was not slow; both are retried by the SDKs, and a retry is worth
+it: the prompt computed so far is cached.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from kvstet.errors import DeadlineExceeded, KvstetError, QueueFull, RequestError, Unavailable
+
+_BY_STATUS = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
+
+
+class ClientGone(Exception):
+    """The client hung up: nobody is left to answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorAnswer:
+    """What a client is told about an error."""
+
+    status: int
+    message: str
+    type: str
+    code: str
+    param: str | None = None
+    retry_after_seconds: float | None = None
+
+    @property
+    def envelope(self) -> dict[str, Any]:
+        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return {"error": error}
+
+    def response(self, headers: dict[str, str] | None = None) -> Response:
+        headers = dict(headers or {})
+        if self.retry_after_seconds is not None:
+            headers["retry-after"] = str(max(1, math.ceil(self.retry_after_seconds)))
+        return json_response(self.envelope, status=self.status, headers=headers)
+
+
+def json_response(content: object, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(content), status, headers, media_type="application/json")
+
+
+def answer_for(error: Exception, request_id: str) -> ErrorAnswer:
+    """The answer to ``error``; what was not foreseen tells its request id and nothing else."""
+    match error:
+        case RequestError():
+            return ErrorAnswer(400, str(error), "invalid_request_error", error.code, error.param)
+        case Unavailable():
+            return _unavailable(error)
+        case HTTPException(status_code=status):
+            code = _BY_STATUS.get(status, "invalid_request_error")
+            return ErrorAnswer(status, error.detail, "invalid_request_error", code)
+        case KvstetError():
+            return ErrorAnswer(500, str(error), "server_error", "internal_error")
+        case _:
+            message = f"The server failed on this request; its log says more under request id {request_id}."
+            return ErrorAnswer(500, message, "server_error", "internal_error")
+
+
+def is_unforeseen(error: Exception) -> bool:
+    """Whether the error is a bug or a broken model, so that the log should have its traceback."""
+    return not isinstance(error, RequestError | Unavailable | HTTPException)
+
+
+def _unavailable(error: Unavailable) -> ErrorAnswer:
+    match error:
+        case QueueFull():
+            status, kind = 429, "rate_limit_error"
+        case DeadlineExceeded():
+            return ErrorAnswer(504, str(error), "server_error", error.code)
+        case _:
+            status, kind = 503, "server_error"
+    return ErrorAnswer(status, str(error), kind, error.code, retry_after_seconds=error.retry_after_seconds)

@@ -1,0 +1,161 @@
+"""One HTTP request's replies: engine events go in, pieces of text and an account of the costs come out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Literal
+
+from kvstet.api.decoding import TextStream, TokenText
+from kvstet.api.feed import Arrival, Feed
+from kvstet.engine.client import EngineClient
+from kvstet.engine.messages import Event, Finished, Generate, Started, Token
+from kvstet.errors import EngineCrashed, ShuttingDown
+from kvstet.types import Reuse, Tokenizer
+
+EndReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The next text of one choice; ``end`` is set on its last piece."""
+
+    choice: int
+    text: str
+    tokens: tuple[TokenText, ...] = ()
+    end: EndReason | None = None
+    stop_string: str | None = None
+    """The stop string that ended it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What one reply cost."""
+
+    reuse: Reuse
+    queue_seconds: float
+    load_seconds: float
+    compute_seconds: float
+    decode_seconds: float
+    num_new_tokens: int
+
+
+class Reply:
+    """The state of one choice."""
+
+    def __init__(self, choice: int, text: TextStream) -> None:
+        self.end: EndReason | None = None
+        self.num_tokens = 0
+        self._choice = choice
+        self._text = text
+        self._started: Started | None = None
+        self._finished: Finished | None = None
+        self._started_at = 0.0
+        self._first_at = 0.0
+        self._last_at = 0.0
+
+    def __repr__(self) -> str:
+        return f"Reply({self._choice}, {self.num_tokens} tokens, end={self.end}, {self._text!r})"
+
+    def accept(self, event: Event) -> None:
+        """Take in the engine's next event; nothing is taken in any more after a stop string was found."""
+        if self.end is not None:
+            return
+        match event:
+            case Token(token=token, logprobs=logprobs):
+                self._note_token()
+                self._text.push(token, logprobs)
+                if self._text.stop_string is not None:
+                    self.end = "stop"
+            case Started():
+                self._started = event
+                self._started_at = time.perf_counter()
+            case Finished(reason="cancelled"):
+                raise ShuttingDown("The server ended this reply early.")
+            case Finished(reason="stop" | "length" as reason):
+                self._finished = event
+                self._text.finish()
+                self.end = reason
+            case _:
+                return
+
+    def take(self) -> Piece:
+        """What is new since the last call."""
+        delta = self._text.take()
+        return Piece(self._choice, delta.text, delta.tokens, self.end, self._text.stop_string)
+
+    @property
+    def account(self) -> Account:
+        """What it cost. The engine's times; where a stop string cut it short, those seen from here."""
+        if self._started is None:
+            raise EngineCrashed("The engine ended a reply that it had not begun.")
+        started, finished = self._started, self._finished
+        return Account(
+            started.reuse,
+            started.queue_seconds,
+            started.load_seconds,
+            finished.compute_seconds if finished else self._first_at - self._started_at,
+            finished.decode_seconds if finished else self._last_at - self._first_at,
+            finished.num_new_tokens if finished else self.num_tokens,
+        )
+
+    def _note_token(self) -> None:
+        self.num_tokens += 1
+        self._last_at = time.perf_counter()
+        if self.num_tokens == 1:
+            self._first_at = self._last_at
+
+
+class Generation:
+    """All choices of one HTTP request, run together."""
+
+    def __init__(
+        self,
+        engine: EngineClient,
+        tokenizer: Tokenizer,
+        requests: Sequence[Generate],
+        stops: tuple[str, ...],
+        *,
+        on_first_token: Callable[[], None],
+    ) -> None:
+        self._engine = engine
+        self._requests = requests
+        self._replies = [Reply(choice, TextStream(tokenizer, stops)) for choice in range(len(requests))]
+        self._on_first_token = on_first_token
+        self._has_tokens = False
+
+    @property
+    def accounts(self) -> list[Account]:
+        """One for each choice; complete once `pieces` is over."""
+        return [reply.account for reply in self._replies]
+
+    async def pieces(self) -> AsyncGenerator[list[Piece], None]:
+        """New text, as soon as it is certain: a list holds at most one piece of each choice.
+
+        Closing this generator cancels what still runs. Raises what the engine raises.
+        """
+        sources = [self._engine.generate(request) for request in self._requests]
+        async with Feed(sources) as feed, aclosing(feed.batches()) as batches:
+            async for arrivals in batches:
+                if news := self._accept(arrivals, feed):
+                    yield news
+        if any(reply.end is None for reply in self._replies):
+            raise EngineCrashed("The engine broke off the reply.")
+
+    def _accept(self, arrivals: list[Arrival], feed: Feed) -> list[Piece]:
+        open_replies = {choice: self._replies[choice] for choice, _ in arrivals if self._replies[choice].end is None}
+        for choice, event in arrivals:
+            self._replies[choice].accept(event)
+        self._note_first_token()
+        pieces = [reply.take() for reply in open_replies.values()]
+        for piece in pieces:
+            if piece.stop_string is not None:
+                feed.stop(piece.choice)
+        return [piece for piece in pieces if piece.text or piece.tokens or piece.end]
+
+    def _note_first_token(self) -> None:
+        if not self._has_tokens and any(reply.num_tokens for reply in self._replies):
+            self._has_tokens = True
+            self._on_first_token()

@@ -1,0 +1,54 @@
+"""What the server needs of the layers below it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from kvstet.api.metrics import Metrics
+from kvstet.config import ServerOptions
+from kvstet.engine.client import EngineClient
+from kvstet.types import Prompt, Tokenizer
+
+Message = dict[str, Any]
+"""One message of a request, as the client sent it."""
+
+SchemaToGrammar = Callable[[dict[str, Any]], str]
+"""JSON schema to GBNF; GrammarError where it cannot be expressed."""
+
+
+class Renderer(Protocol):
+    """Makes prompts of conversations; called from several threads. `kvstet.chat.renderer.Renderer` is the real one."""
+
+    def render(
+        self,
+        messages: list[Message],
+        *,
+        tools: list[dict[str, Any]] | None,
+        add_generation_prompt: bool = True,
+        extra: Mapping[str, Any],
+    ) -> Prompt:
+        """The conversation in the model's template. TemplateError where the template raises on it."""
+        ...
+
+    def raw(self, text: str) -> Prompt:
+        """Text that is a prompt already."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Everything an endpoint works with."""
+
+    engine: EngineClient
+    renderer: Renderer
+    tokenizer: Tokenizer
+    schema_to_grammar: SchemaToGrammar
+    options: ServerOptions
+    metrics: Metrics
+
+    @property
+    def model_names(self) -> Sequence[str]:
+        """What the model is called: its own name first, then the aliases."""
+        return tuple(dict.fromkeys((self.engine.info.name, *self.options.aliases)))

@@ -1,0 +1,1 @@
+"""Turns a conversation into tokens, and says which of them each message became."""

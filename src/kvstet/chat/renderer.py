@@ -1,0 +1,163 @@
+"""Conversation to prompt: the tokens that the model reads, and which of them each message became."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from functools import cached_property
+from typing import Literal
+
+from kvstet.chat.builtin import FALLBACK, builtin_template, knows_tools
+from kvstet.chat.fit import Fitted, fit
+from kvstet.chat.lru import Lru
+from kvstet.chat.marks import Mark
+from kvstet.chat.messages import Message, normalise
+from kvstet.chat.segments import DEFAULT_CACHE_BYTES, Encoded, SegmentTokenizer
+from kvstet.chat.template import ChatTemplate
+from kvstet.chat.traits import Traits, traits_of
+from kvstet.types import MessageSpan, Prompt, Tokenizer
+
+_MAX_CONVERSATIONS = 4096
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class _Page:
+    """A template with its traits."""
+
+    def __init__(self, template: ChatTemplate) -> None:
+        self.template = template
+
+    @cached_property
+    def traits(self) -> Traits:
+        return traits_of(self.template)
+
+
+class Renderer:
+    """Renders conversations with one model's template and tokenizer; thread-safe.
+
+    A conversation that uses tools, with a template that knows none, is rendered with the built-in ``chatml-tools``
+    template if the model's is ChatML too, and else with the tools told as text (see `kvstet.chat.fit`).
+    """
+
+    def __init__(
+        self,
+        template: str,
+        tokenizer: Tokenizer,
+        *,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+        clock: Callable[[], datetime] = datetime.now,
+    ) -> None:
+        """``template`` is the source. TemplateError where its syntax is wrong."""
+        self._bos = tokenizer.token_text("bos")
+        eos = tokenizer.token_text("eos")
+        needs_other = not knows_tools(template) and "<|im_start|>" in template
+        tools_template = builtin_template(FALLBACK) if needs_other else template
+        self._page = _Page(ChatTemplate(template, bos=self._bos, eos=eos))
+        self._tools_page = _Page(ChatTemplate(tools_template, bos=self._bos, eos=eos)) if needs_other else self._page
+        self._segments = SegmentTokenizer(tokenizer, {template, tools_template}, cache_bytes=cache_bytes)
+        self._started: Lru[bytes, datetime] = Lru(_MAX_CONVERSATIONS)
+        self._clock = clock
+
+    def __repr__(self) -> str:
+        return f"Renderer({self._page.template!r}, {self._segments!r})"
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The model's template."""
+        return self._page.template
+
+    @property
+    def tools_template(self) -> ChatTemplate:
+        """The template of conversations that use tools."""
+        return self._tools_page.template
+
+    @property
+    def tool_style(self) -> Literal["template", "hermes"]:
+        """How the model is shown to write calls: as its own template has it, or as JSON within ``<tool_call>``."""
+        return "template" if self._page.traits.knows_tools else "hermes"
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        add_generation_prompt: bool = True,
+        conversation_started: datetime | None = None,
+        extra: Mapping[str, object] | None = None,
+    ) -> Prompt:
+        """Prompt of a conversation in OpenAI's form, with one span per message and one for the generation prompt.
+
+        Messages that print nothing of their own have empty spans; a template that does not show where its messages
+        begin gives a single span without an index. ``conversation_started`` is what the template sees as the current
+        time; None: when this conversation (its first system and user message) was rendered first, so that midnight does
+        not change its prefix. ``extra`` are variables of the template (``enable_thinking``, ``reasoning_effort``).
+
+        InvalidRequest: a message that cannot be used. TemplateError: the template refused the conversation.
+        """
+        clean = normalise(messages)
+        page = self._tools_page if tools or _use_tools(clean) else self._page
+        fitted = fit(clean, tools or (), page.traits)
+        rendered = page.template.render(
+            fitted.messages,
+            tools=fitted.tools,
+            add_generation_prompt=add_generation_prompt,
+            now=conversation_started or self._start_of(clean),
+            extra=extra,
+        )
+        text = _encodable(rendered.text)
+        has_bos = bool(self._bos) and text.startswith(self._bos)
+        encoded = self._segments.encode(text, add_special=not has_bos, hints=[mark.start for mark in rendered.marks])
+        return Prompt(encoded.tokens, _spans(encoded, rendered.marks, fitted, clean), text)
+
+    def raw(self, text: str) -> Prompt:
+        """Prompt of a bare text: one span, with the special tokens that the model wants around a text."""
+        text = _encodable(text)
+        tokens = self._segments.encode(text, add_special=True).tokens
+        return Prompt(tokens, (MessageSpan(0, len(tokens), None, "prompt"),), text)
+
+    def _start_of(self, messages: Sequence[Message]) -> datetime:
+        first = {str(message["role"]): str(message["content"]) for message in reversed(messages)}
+        digest = hashlib.blake2b(digest_size=16)
+        for role in ("system", "developer", "user"):
+            digest.update(f"{role}:{len(first.get(role, ''))}:{first.get(role, '')}".encode(errors="surrogatepass"))
+        return self._started.get_or_make(digest.digest(), self._clock)
+
+
+def _encodable(text: str) -> str:
+    """JSON can hold half of a surrogate pair, UTF-8 cannot. Characters keep their places."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return _LONE_SURROGATE.sub("\ufffd", text)
+    return text
+
+
+def _use_tools(messages: Sequence[Message]) -> bool:
+    return any("tool_calls" in message or message["role"] == "tool" for message in messages)
+
+
+def _spans(
+    encoded: Encoded, marks: Sequence[Mark], fitted: Fitted, messages: Sequence[Message]
+) -> tuple[MessageSpan, ...]:
+    num_tokens = len(encoded.tokens)
+    if not marks:
+        return (MessageSpan(0, num_tokens, None, "prompt"),)
+    starts = _starts(encoded, marks, fitted, len(messages))
+    stops = [*starts[1:], num_tokens]
+    roles = [*(str(message["role"]) for message in messages), "assistant"]
+    indices = [*range(len(messages)), None]
+    spans = map(MessageSpan, starts, stops, indices, roles)
+    return tuple(span for span in spans if span.index is not None or span.start < span.stop)
+
+
+def _starts(encoded: Encoded, marks: Sequence[Mark], fitted: Fitted, num_messages: int) -> list[int]:
+    """First token of each message and of the generation prompt, ascending; messages joined to another come after it."""
+    end = num_messages
+    origins = (end if mark.index is None else fitted.origins[mark.index] for mark in marks)
+    known = {origin: encoded.token_at(mark.start) for origin, mark in zip(origins, marks, strict=True)}
+    starts = [known[end]]
+    for index in reversed(range(num_messages)):
+        starts.append(min(known.get(index, starts[-1]), starts[-1]))
+    return [0, *starts[-2::-1]]

@@ -1,0 +1,81 @@
+"""``kvstet demo``: a recorded agent session on the bundled model, with the cache and without."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from kvstet.api import server as http
+from kvstet.cli.stack import Stack
+from kvstet.cli.startup import show_startup
+from kvstet.cli.watch import loading_bar
+from kvstet.config import EngineOptions, ModelOptions, ServerOptions
+from kvstet.demo.model import demo_model_path
+from kvstet.demo.replay import Answer, Pair, Replay, drift
+from kvstet.demo.session import RecordedRequest, load_session
+from kvstet.demo.table import live_line, show
+
+NUM_SHORT_REQUESTS = 6
+
+console = Console()
+
+
+def demo(
+    short: Annotated[bool, typer.Option("--short", help=f"The first {NUM_SHORT_REQUESTS} requests only.")] = False,
+) -> None:
+    """Replay a recorded coding session on the bundled model, with the cache and without, and compare."""
+    asyncio.run(run(NUM_SHORT_REQUESTS if short else None))
+
+
+async def run(num_requests: int | None) -> None:
+    """Start a server, replay, and print the table."""
+    session = load_session()
+    requests = session.requests[:num_requests]
+    model, engine, server = ModelOptions(demo_model_path()), EngineOptions(), ServerOptions(port=0)
+    with loading_bar(console, model.path.name) as on_progress:
+        stack = await Stack.start(model, engine, server, on_progress)
+    listener = http.listen(server)
+    serving = asyncio.create_task(http.Server(stack.app, stack.engine).serve(sockets=[listener]))
+    try:
+        show_startup(console, http.url_of(listener), stack.engine.info, engine)
+        console.print(
+            f"\nA session of {session.provenance.client}, {len(requests)} requests, replayed:", highlight=False
+        )
+        await compare(Replay(http.url_of(listener)), requests)
+    finally:
+        await stack.engine.close()
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+        listener.close()
+        stack.vocabulary.close()
+
+
+async def compare(replay: Replay, requests: tuple[RecordedRequest, ...]) -> None:
+    """Both passes, the table, and where replies differ, the model's own noise beside it."""
+    warm: list[Answer] = []
+    async for request, answer in replay.warm(requests):
+        warm.append(answer)
+        console.print(live_line(request, answer), highlight=False, overflow="ellipsis", no_wrap=True)
+    pairs: list[Pair] = []
+    columns = (TextColumn("the same without the cache"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        for request, answer in progress.track(list(zip(requests, warm, strict=True))):
+            pairs.append(Pair(request, answer, await replay.cold(request)))
+    show(console, pairs)
+    await show_noise(replay, [pair for pair in pairs if not pair.agrees])
+
+
+async def show_noise(replay: Replay, differing: list[Pair]) -> None:
+    """Compute the requests whose replies differ twice at once: batches of another shape show the model's noise."""
+    for pair in differing:
+        first, second = await asyncio.gather(replay.cold(pair.request), replay.cold(pair.request))
+        noise = max(drift(first, second), drift(pair.cold, first), drift(pair.cold, second))
+        console.print(
+            f"  {pair.request.label}: the replies differ; log-probabilities by {pair.drift:.3f}, "
+            f"and by {noise:.3f} between cold runs in other batches (the model's noise floor)",
+            highlight=False,
+        )

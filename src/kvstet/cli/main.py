@@ -1,0 +1,59 @@
+"""The commands, and what is the same for all of them."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from kvstet import __version__
+from kvstet.cli.demo import demo
+from kvstet.cli.serve import serve
+from kvstet.errors import KvstetError
+
+app = typer.Typer(
+    name="kvstet",
+    help="An inference server for coding agents, in which an edit costs only the tokens it changed.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(serve)
+app.command()(demo)
+
+errors = Console(stderr=True)
+
+
+def show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        typer.echo(f"kvstet {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    verbose: bool = typer.Option(False, "-v", "--verbose", help="Log what libllama and the server do."),
+    version: bool = typer.Option(False, "--version", callback=show_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Options before the command."""
+    handler = RichHandler(console=errors, show_path=False, log_time_format="[%X]")
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(message)s", handlers=[handler], force=True
+    )
+
+
+def main() -> None:
+    """Run; errors that are the user's to mend are one sentence, exit status 1."""
+    try:
+        app()
+    except KvstetError as error:
+        errors.print(f"[red]kvstet:[/red] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except OSError as error:
+        # An address in use, a folder that cannot be read: the system's words say it best.
+        errors.print(f"[red]kvstet:[/red] {error.strerror or error}", highlight=False, soft_wrap=True)
+        sys.exit(1)

@@ -1,0 +1,123 @@
+"""``kvstet serve``: one model behind the OpenAI endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from kvstet.cli.stack import Stack
+from kvstet.cli.startup import show_startup
+from kvstet.cli.watch import WatchedEngine, loading_bar
+from kvstet.config import MIB, EngineOptions, FlashAttention, KvType, ModelOptions, RopeScaling, ServerOptions
+from kvstet.demo.model import demo_model_path
+
+console = Console(stderr=True)
+
+MODEL, CACHE, SERVER = "Model (names as in llama.cpp)", "Cache and scheduling", "Server"
+
+
+def option(*names: str, panel: str, text: str) -> object:
+    """A documented option in one of the help's panels."""
+    return typer.Option(*names, help=text, rich_help_panel=panel)
+
+
+def serve(
+    model: Annotated[Path | None, typer.Argument(help="A GGUF file; none: the bundled SmolLM2-135M.")] = None,
+    *,
+    host: Annotated[str, option("--host", panel=SERVER, text="Address to bind.")] = "127.0.0.1",
+    port: Annotated[int, option("--port", panel=SERVER, text="Port; 0 takes a free one.")] = 8080,
+    api_key: Annotated[
+        list[str] | None, option("--api-key", panel=SERVER, text="Key that clients must send; repeatable.")
+    ] = None,
+    alias: Annotated[
+        list[str] | None, option("-a", "--alias", panel=SERVER, text="Name in /v1/models; repeatable. Any is served.")
+    ] = None,
+    max_body: Annotated[int, option("--max-body", panel=SERVER, text="Largest request body, MiB.")] = 64,
+    chat_template: Annotated[
+        str | None, option("--chat-template", panel=SERVER, text="Built-in name or file, for the model's own.")
+    ] = None,
+    cache_ram: Annotated[int, option("-cram", "--cache-ram", panel=CACHE, text="RAM for saved state, MiB.")] = 2048,
+    parallel: Annotated[int, option("-np", "--parallel", panel=CACHE, text="Requests decoded at a time.")] = 8,
+    queue: Annotated[int, option("--queue", panel=CACHE, text="Requests that may wait; more are refused.")] = 64,
+    prefill_chunk: Annotated[int, option("--prefill-chunk", panel=CACHE, text="Most prompt tokens in one step.")] = 512,
+    deadline: Annotated[
+        float | None, option("--deadline", panel=CACHE, text="Seconds a request may take, waiting included.")
+    ] = None,
+    ctx_size: Annotated[
+        int | None, option("-c", "--ctx-size", panel=MODEL, text="Most tokens of one request and its reply.")
+    ] = None,
+    live_cells: Annotated[
+        int | None, option("--live-cells", panel=MODEL, text="Tokens of live state that all requests share.")
+    ] = None,
+    batch_size: Annotated[int, option("-b", "--batch-size", panel=MODEL, text="Logical batch size.")] = 2048,
+    ubatch_size: Annotated[int, option("-ub", "--ubatch-size", panel=MODEL, text="Physical batch size.")] = 512,
+    threads: Annotated[int | None, option("-t", "--threads", panel=MODEL, text="Threads; none: all cores.")] = None,
+    threads_batch: Annotated[int | None, option("-tb", "--threads-batch", panel=MODEL, text="For prompts.")] = None,
+    n_gpu_layers: Annotated[
+        int, option("-ngl", "--n-gpu-layers", panel=MODEL, text="Layers in GPU memory; -1: all.")
+    ] = -1,
+    flash_attn: Annotated[FlashAttention, option("-fa", "--flash-attn", panel=MODEL, text="Flash attention.")] = "auto",
+    cache_type_k: Annotated[KvType, option("-ctk", "--cache-type-k", panel=MODEL, text="Type of K state.")] = "f16",
+    cache_type_v: Annotated[KvType, option("-ctv", "--cache-type-v", panel=MODEL, text="Type of V state.")] = "f16",
+    rope_scaling: Annotated[RopeScaling | None, option("--rope-scaling", panel=MODEL, text="RoPE scaling.")] = None,
+    rope_freq_base: Annotated[float | None, option("--rope-freq-base", panel=MODEL, text="RoPE base.")] = None,
+    rope_freq_scale: Annotated[float | None, option("--rope-freq-scale", panel=MODEL, text="RoPE factor.")] = None,
+    yarn_orig_ctx: Annotated[int | None, option("--yarn-orig-ctx", panel=MODEL, text="YaRN: trained context.")] = None,
+    yarn_ext_factor: Annotated[float | None, option("--yarn-ext-factor", panel=MODEL, text="YaRN: mix.")] = None,
+    yarn_attn_factor: Annotated[float | None, option("--yarn-attn-factor", panel=MODEL, text="YaRN: scale.")] = None,
+    yarn_beta_fast: Annotated[float | None, option("--yarn-beta-fast", panel=MODEL, text="YaRN: low.")] = None,
+    yarn_beta_slow: Annotated[float | None, option("--yarn-beta-slow", panel=MODEL, text="YaRN: high.")] = None,
+    repack: Annotated[bool, option("--repack/--no-repack", panel=MODEL, text="Rearrange weights for the CPU.")] = True,
+    mmap: Annotated[bool, option("--mmap/--no-mmap", panel=MODEL, text="Map the file into memory.")] = True,
+    mlock: Annotated[bool, option("--mlock", panel=MODEL, text="Keep the model in RAM.")] = False,
+) -> None:
+    """Serve a GGUF model to coding agents. Stops on Ctrl-C, once running replies are done."""
+    model_options = ModelOptions(
+        path=model or demo_model_path(),
+        ctx_size=ctx_size,
+        live_cells=live_cells,
+        batch_size=batch_size,
+        ubatch_size=ubatch_size,
+        parallel=parallel,
+        threads=threads,
+        threads_batch=threads_batch,
+        n_gpu_layers=n_gpu_layers,
+        flash_attn=flash_attn,
+        cache_type_k=cache_type_k,
+        cache_type_v=cache_type_v,
+        rope_scaling=rope_scaling,
+        rope_freq_base=rope_freq_base,
+        rope_freq_scale=rope_freq_scale,
+        yarn_orig_ctx=yarn_orig_ctx,
+        yarn_ext_factor=yarn_ext_factor,
+        yarn_attn_factor=yarn_attn_factor,
+        yarn_beta_fast=yarn_beta_fast,
+        yarn_beta_slow=yarn_beta_slow,
+        repack=repack,
+        mmap=mmap,
+        mlock=mlock,
+    )
+    engine_options = EngineOptions(
+        cache_ram_bytes=cache_ram * MIB, queue_size=queue, prefill_chunk=prefill_chunk, deadline_seconds=deadline
+    )
+    server_options = ServerOptions(
+        host=host,
+        port=port,
+        api_keys=tuple(api_key or ()),
+        aliases=tuple(alias or ()),
+        max_body_bytes=max_body * MIB,
+        chat_template=chat_template,
+    )
+    asyncio.run(run(model_options, engine_options, server_options))
+
+
+async def run(model: ModelOptions, engine: EngineOptions, server: ServerOptions) -> None:
+    """Load, tell, and serve until a signal comes."""
+    with loading_bar(console, model.path.name) as on_progress:
+        stack = await Stack.start(model, engine, server, on_progress, wrap=lambda e: WatchedEngine(e, console))
+    await stack.serve(on_listening=lambda url: show_startup(console, url, stack.engine.info, engine))
+    console.print("Stopped.")

@@ -1,0 +1,62 @@
+"""Everything one served model needs, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from starlette.applications import Starlette
+
+from kvstet.api import app as api
+from kvstet.api import server as http
+from kvstet.chat.builtin import resolve_template
+from kvstet.chat.renderer import Renderer
+from kvstet.config import EngineOptions, ModelOptions, ServerOptions
+from kvstet.engine.client import EngineClient
+from kvstet.engine.supervisor import Supervisor
+from kvstet.llama.model import Model
+from kvstet.llama.schema import schema_grammar
+
+
+def same(engine: EngineClient) -> EngineClient:
+    """The engine as it is."""
+    return engine
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A running engine and the HTTP application in front of it."""
+
+    engine: EngineClient
+    app: Starlette
+    options: ServerOptions
+    vocabulary: Model
+    """The model file again, vocabulary only: text is the server's business, not the engine's."""
+
+    @classmethod
+    async def start(
+        cls,
+        model: ModelOptions,
+        engine: EngineOptions,
+        server: ServerOptions,
+        on_progress: Callable[[float], None] = lambda fraction: None,
+        *,
+        wrap: Callable[[EngineClient], EngineClient] = same,
+    ) -> Stack:
+        """Load the model. Raises the KvstetError that says what is wrong with the file, the template or the options."""
+        vocabulary = Model.load_vocab(model.path)
+        renderer = Renderer(resolve_template(server.chat_template, vocabulary.chat_template), vocabulary.vocab)
+        supervisor = Supervisor(model, engine)
+        try:
+            await supervisor.start(on_progress)
+        except BaseException:
+            await supervisor.close()
+            raise
+        client = wrap(supervisor)
+        app = api.create_app(client, renderer, vocabulary.vocab, server, schema_to_grammar=schema_grammar)
+        return cls(client, app, server, vocabulary)
+
+    async def serve(self, *, on_listening: Callable[[str], None]) -> None:
+        """Until SIGINT or SIGTERM; closes the engine. Raises OSError where the address cannot be bound."""
+        await http.serve(self.app, self.engine, self.options, on_listening=on_listening)
+        self.vocabulary.close()

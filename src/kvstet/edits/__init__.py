@@ -1,0 +1,1 @@
+"""What changed in a conversation since the cache last saw it, and what that cost."""

@@ -1,0 +1,175 @@
+"""Why a prompt had to be computed as far as it was, in one sentence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from kvstet.types import MessageSpan, Reuse
+
+VerdictKind = Literal["cold", "append", "diverged", "evicted", "cached"]
+
+_HEADER_TOKENS = 16
+"""Prompts that share no more than this, all in their first message, share the template's header, not a conversation."""
+
+_FEW_TOKENS = 32
+"""Known tokens computed again that are no eviction: resuming happens at message ends, a few tokens earlier."""
+
+_CLOSING_TOKENS = 2
+"""A message may end in an end-of-turn token and a newline; of its own replies the cache may not have seen these."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What kept a prompt from being reused whole."""
+
+    kind: VerdictKind
+    """``cold``: a new conversation. ``append``: only new messages follow what was known. ``diverged``: a known
+    message changed. ``evicted``: most of what was computed had been known, but its state was gone or could not be
+    resumed there. ``cached``: nothing but the generation prompt or the last token was left to compute."""
+    sentence: str
+    message: int | None = None
+    """Index of the request's message in which the prompt left the cached path; None where there is no such message."""
+    role: str | None = None
+    token: int | None = None
+    """Token position at which it left; None for ``cached``."""
+
+
+def verdict(reuse: Reuse, spans: tuple[MessageSpan, ...]) -> Verdict:
+    """Explain ``reuse``. ``spans`` lie in order over the prompt, and may be empty for a prompt without messages."""
+    num_lost = _num_lost_tokens(reuse)
+    num_new = reuse.num_prompt_tokens - reuse.num_known_tokens
+    span = _span_at(reuse.num_known_tokens, spans)
+    if num_lost > max(num_new, _FEW_TOKENS):
+        return _evicted(reuse, spans, num_lost)
+    if num_new <= 0 or (span is not None and _is_generation_prompt(span)):
+        return _cached(reuse)
+    if _is_cold(reuse, span):
+        return _cold(reuse, span)
+    following = _first_new_message(reuse.num_known_tokens, span, spans)
+    if following is not None:
+        return _appended(reuse, spans, following)
+    return _diverged(reuse, spans, span)
+
+
+def _num_resumed_tokens(reuse: Reuse) -> int:
+    """The prefix whose state was used in place; shifted tokens lie behind it."""
+    return reuse.num_reused_tokens + reuse.num_loaded_tokens
+
+
+def _num_lost_tokens(reuse: Reuse) -> int:
+    """Known tokens that had to be computed again; the last prompt token always has to be."""
+    return min(reuse.num_known_tokens, reuse.num_prompt_tokens - 1) - reuse.num_cached_tokens
+
+
+def _is_generation_prompt(span: MessageSpan) -> bool:
+    return span.index is None and span.start > 0
+
+
+def _is_cold(reuse: Reuse, span: MessageSpan | None) -> bool:
+    known = reuse.num_known_tokens
+    return known == 0 or (known <= _HEADER_TOKENS and span is not None and span.start == 0)
+
+
+def _span_at(position: int, spans: tuple[MessageSpan, ...]) -> MessageSpan | None:
+    return next((span for span in spans if span.start <= position < span.stop), None)
+
+
+def _first_new_message(known: int, span: MessageSpan | None, spans: tuple[MessageSpan, ...]) -> MessageSpan | None:
+    """The message that begins where the known path ends, if it ends between two messages."""
+    if span is None:
+        return None
+    if known == span.start:
+        return span
+    if span.role == "assistant" and known >= span.stop - _CLOSING_TOKENS:
+        return _span_at(span.stop, spans)
+    return None
+
+
+def _evicted(reuse: Reuse, spans: tuple[MessageSpan, ...], num_lost: int) -> Verdict:
+    resumed = _num_resumed_tokens(reuse)
+    span = _span_at(resumed, spans)
+    where = f" from {_place(resumed, span)} on" if resumed else ""
+    sentence = (
+        f"Computed {_share(reuse)}: the state of {_tokens(num_lost)} that were known had been evicted or could not be"
+        f" resumed{where}{_reused_messages(reuse, spans)}."
+    )
+    return _located("evicted", sentence, resumed, span)
+
+
+def _cached(reuse: Reuse) -> Verdict:
+    return Verdict("cached", f"Computed {_share(reuse)}: the whole conversation was cached{_shifted(reuse)}.")
+
+
+def _cold(reuse: Reuse, span: MessageSpan | None) -> Verdict:
+    known = reuse.num_known_tokens
+    beyond = f" beyond its first {_tokens(known)}" if known else ""
+    sentence = f"New conversation: nothing like it was cached{beyond}; computed {_share(reuse)}."
+    return _located("cold", sentence, known, span)
+
+
+def _appended(reuse: Reuse, spans: tuple[MessageSpan, ...], following: MessageSpan) -> Verdict:
+    sentence = (
+        f"Appended: computed {_share(reuse)}, new from {_name(following)} on{_again(reuse)}{_shifted(reuse)}"
+        f"{_reused_messages(reuse, spans)}."
+    )
+    return _located("append", sentence, reuse.num_known_tokens, following)
+
+
+def _diverged(reuse: Reuse, spans: tuple[MessageSpan, ...], span: MessageSpan | None) -> Verdict:
+    known = reuse.num_known_tokens
+    sentence = (
+        f"Computed {_share(reuse)}: the prompt left the cached path {_where_left(known, span)}{_again(reuse)}"
+        f"{_shifted(reuse)}{_reused_messages(reuse, spans)}."
+    )
+    return _located("diverged", sentence, known, span)
+
+
+def _located(kind: VerdictKind, sentence: str, token: int, span: MessageSpan | None) -> Verdict:
+    if span is None or span.index is None:
+        return Verdict(kind, sentence, token=token)
+    return Verdict(kind, sentence, message=span.index, role=span.role, token=token)
+
+
+def _share(reuse: Reuse) -> str:
+    return f"{reuse.num_computed_tokens:,} of {_tokens(reuse.num_prompt_tokens)}"
+
+
+def _tokens(count: int) -> str:
+    return f"{count:,} token" if count == 1 else f"{count:,} tokens"
+
+
+def _name(span: MessageSpan) -> str:
+    return f"the {span.role} turn" if span.index is None else f"message {span.index} ({span.role})"
+
+
+def _place(position: int, span: MessageSpan | None) -> str:
+    if span is None or span.index is None:
+        return f"token {position:,}"
+    inside = position - span.start
+    return f"{_name(span)}, {_tokens(inside)} in," if inside else _name(span)
+
+
+def _where_left(position: int, span: MessageSpan | None) -> str:
+    if span is None or span.index is None:
+        return f"at token {position:,}"
+    return f"in {_name(span)}, {_tokens(position - span.start)} in"
+
+
+def _again(reuse: Reuse) -> str:
+    num_lost = _num_lost_tokens(reuse)
+    return f"; {num_lost:,} of them were known, but could not be resumed" if num_lost > 0 else ""
+
+
+def _shifted(reuse: Reuse) -> str:
+    num_shifted = reuse.num_shifted_tokens
+    return f"; {_tokens(num_shifted)} kept their state at moved positions (approximate)" if num_shifted else ""
+
+
+def _reused_messages(reuse: Reuse, spans: tuple[MessageSpan, ...]) -> str:
+    whole = [span.index for span in spans if span.index is not None and span.stop <= _num_resumed_tokens(reuse)]
+    if not whole:
+        return ""
+    if whole[0] == whole[-1]:
+        return f"; message {whole[0]} was reused"
+    return f"; messages {whole[0]}-{whole[-1]} were reused"

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import pytest
+
+from kvstet.api.errors import ClientGone
+from kvstet.api.sse import EventStream
+
+
+class Client:
+    """The other side of an ASGI application."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+        self.gone = asyncio.Event()
+
+    async def receive(self) -> dict[str, Any]:
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Any) -> None:
+        self.sent.append(message)
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(message.get("body", b"") for message in self.sent)
+
+    async def read(self, stream: EventStream) -> None:
+        await stream({"type": "http"}, self.receive, self.send)
+
+
+class Source:
+    """Events with pauses between them; remembers whether it was closed."""
+
+    def __init__(self, *steps: bytes | float | Exception) -> None:
+        self._steps = steps
+        self.is_closed = False
+
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        try:
+            for step in self._steps:
+                match step:
+                    case bytes():
+                        yield step
+                    case float():
+                        await asyncio.sleep(step)
+                    case Exception():
+                        raise step
+        finally:
+            self.is_closed = True
+
+    def stream(self, ping_seconds: float = 15.0) -> EventStream:
+        return EventStream(
+            self.events(), encode_error=lambda error: f"error {error}\n\n".encode(), ping_seconds=ping_seconds
+        )
+
+
+def test_events_are_sent_as_they_come():
+    async def run() -> list[Any]:
+        client = Client()
+        await client.read(Source(b"a", b"b").stream())
+        return client.sent
+
+    start, *bodies = asyncio.run(run())
+    assert (start["type"], start["status"]) == ("http.response.start", 200)
+    assert (b"cache-control", b"no-cache") in start["headers"]
+    assert [(body["body"], body["more_body"]) for body in bodies] == [(b"a", True), (b"b", True), (b"", False)]
+
+
+def test_silence_is_filled_with_comments():
+    async def run() -> bytes:
+        client = Client()
+        await client.read(Source(0.05, b"a").stream(ping_seconds=0.02))
+        return client.body
+
+    assert asyncio.run(run()) == b": ping\n\n: ping\n\na"
+
+
+def test_an_error_before_the_first_event_is_raised():
+    async def run() -> list[Any]:
+        client = Client()
+        with pytest.raises(ValueError, match="bad"):
+            await client.read(Source(ValueError("bad")).stream())
+        return client.sent
+
+    assert asyncio.run(run()) == []
+
+
+@pytest.mark.parametrize("begin", [b"a", 0.03])
+def test_an_error_after_the_first_event_or_ping_is_an_event(begin: bytes | float):
+    async def run() -> Client:
+        client = Client()
+        await client.read(Source(begin, ValueError("bad")).stream(ping_seconds=0.02))
+        return client
+
+    client = asyncio.run(run())
+    assert client.body.endswith(b"error bad\n\n")
+    assert not client.sent[-1]["more_body"]
+
+
+@pytest.mark.parametrize("steps", [(5.0,), (b"a", 5.0)])
+def test_a_client_that_goes_closes_the_source(steps: tuple[bytes | float, ...]):
+    async def run() -> bool:
+        client, source = Client(), Source(*steps)
+        reading = asyncio.create_task(client.read(source.stream()))
+        await asyncio.sleep(0.01)
+        client.gone.set()
+        with pytest.raises(ClientGone):
+            await reading
+        return source.is_closed
+
+    assert asyncio.run(run())
+
+
+def test_a_client_that_goes_while_the_server_sends_closes_the_source():
+    class Deaf(Client):
+        async def send(self, message: Any) -> None:
+            await asyncio.Event().wait()
+
+    async def run() -> bool:
+        client, source = Deaf(), Source(b"a")
+        reading = asyncio.create_task(client.read(source.stream()))
+        await asyncio.sleep(0.01)
+        client.gone.set()
+        with pytest.raises(ClientGone):
+            await reading
+        return source.is_closed
+
+    assert asyncio.run(run())

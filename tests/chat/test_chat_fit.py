@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from kvstet.chat.builtin import builtin_template
+from kvstet.chat.fit import fit
+from kvstet.chat.template import ChatTemplate
+from kvstet.chat.traits import CallShape, Traits, traits_of
+
+DATA = Path(__file__).parent / "data"
+READ = {"type": "function", "function": {"name": "read"}}
+ABLE = Traits(
+    knows_tools=True,
+    knows_developer=True,
+    first_system="in_place",
+    later_system="in_place",
+    calls=CallShape(),
+    reasoning_key="reasoning_content",
+    mixed_calls="accepted",
+)
+
+Message = dict[str, object]
+
+
+def say(role: str, content: str, **fields: object) -> Message:
+    return {"role": role, "content": content, **fields}
+
+
+def calling(*arguments: object) -> list[Message]:
+    return [{"type": "function", "function": {"name": "read", "arguments": a}} for a in arguments]
+
+
+def traits(source: str) -> Traits:
+    return traits_of(ChatTemplate(source, bos="<s>", eos="</s>"))
+
+
+def test_a_template_that_can_do_everything_gets_the_messages_as_they_are() -> None:
+    messages = [
+        say("developer", "D"),
+        say("user", "U"),
+        say("system", "S"),
+        say("assistant", "", tool_calls=calling({})),
+    ]
+    fitted = fit(messages, [READ], ABLE)
+    assert (list(fitted.messages), fitted.origins, fitted.tools) == (messages, (0, 1, 2, 3), (READ,))
+
+
+def test_developers_become_system_where_they_are_not_known() -> None:
+    fitted = fit([say("developer", "D"), say("user", "U")], (), replace(ABLE, knows_developer=False))
+    assert fitted.messages == (say("system", "D"), say("user", "U"))
+
+
+def test_system_messages_at_the_start_are_joined_and_later_ones_become_reminders() -> None:
+    messages = [say("system", "S"), say("system", "T"), say("user", "U"), say("system", "V")]
+    fitted = fit(messages, (), replace(ABLE, later_system="elsewhere"))
+    assert fitted.messages == (
+        say("system", "S\n\nT"),
+        say("user", "U"),
+        say("user", "<system-reminder>\nV\n</system-reminder>"),
+    )
+    assert fitted.origins == (0, 2, 3)
+
+
+def test_calls_and_results_become_text_where_tools_are_not_known() -> None:
+    messages = [
+        say("user", "U"),
+        say("assistant", "A", tool_calls=calling({"b": "é", "a": 1}, "{")),
+        say("tool", "R", tool_call_id="1"),
+        say("tool", "Q", tool_call_id="2"),
+        say("assistant", "done"),
+    ]
+    fitted = fit(messages, (), replace(ABLE, knows_tools=False))
+    assert fitted.messages == (
+        say("user", "U"),
+        say(
+            "assistant",
+            'A\n<tool_call>\n{"name": "read", "arguments": {"b": "é", "a": 1}}\n</tool_call>\n'
+            '<tool_call>\n{"name": "read", "arguments": {}\n</tool_call>',
+        ),
+        say("user", "<tool_response>\nR\n</tool_response>\n<tool_response>\nQ\n</tool_response>"),
+        say("assistant", "done"),
+    )
+    assert fitted.origins == (0, 1, 2, 4)
+
+
+def test_tools_are_told_as_chatml_tools_tells_them() -> None:
+    fitted = fit([say("system", "S"), say("user", "U")], [READ], replace(ABLE, knows_tools=False))
+    template = ChatTemplate(builtin_template("chatml-tools"), bos="", eos="")
+    printed = fit_and_render(template, [say("system", "S"), say("user", "U")])
+    assert f"<|im_start|>system\n{fitted.messages[0]['content']}<|im_end|>\n" in printed
+    assert fitted.tools == ()
+
+
+def fit_and_render(template: ChatTemplate, messages: list[Message]) -> str:
+    fitted = fit(messages, [READ], traits_of(template))
+    return template.render(fitted.messages, tools=fitted.tools, now=datetime(2026, 1, 1)).text
+
+
+def test_tools_get_a_system_message_where_there_is_none() -> None:
+    fitted = fit([say("user", "U")], [READ], replace(ABLE, knows_tools=False))
+    assert [message["role"] for message in fitted.messages] == ["system", "user"]
+    assert str(fitted.messages[0]["content"]).startswith("# Tools\n")
+    assert fitted.origins == (0, 0)
+
+
+def test_tools_stand_before_the_first_user_text_where_there_can_be_no_system_message() -> None:
+    weak = replace(ABLE, knows_tools=False, first_system="elsewhere")
+    fitted = fit([say("assistant", "A"), say("user", "U")], [READ], weak)
+    assert str(fitted.messages[1]["content"]).startswith("# Tools\n")
+    assert str(fitted.messages[1]["content"]).endswith("</tool_call>\n\nU")
+    assert [m["role"] for m in fit([say("assistant", "A")], [READ], weak).messages] == ["user", "assistant"]
+
+
+def test_calls_take_the_shape_that_the_template_reads() -> None:
+    strict = replace(ABLE, calls=CallShape("text", "null"))
+    fitted = fit([say("assistant", "", tool_calls=calling({"a": "é"})), say("assistant", "")], (), strict)
+    assert fitted.messages[0] == {"role": "assistant", "content": None, "tool_calls": calling('{"a": "é"}')}
+    assert fitted.messages[1] == say("assistant", "")
+
+
+def test_reasoning_takes_the_name_that_the_template_reads() -> None:
+    fitted = fit([say("assistant", "A", reasoning_content="hm")], (), replace(ABLE, reasoning_key="thinking"))
+    assert fitted.messages == (say("assistant", "A", thinking="hm"),)
+
+
+def test_text_joins_the_reasoning_where_a_call_may_not_have_both() -> None:
+    message = say("assistant", "A", reasoning_content="hm", tool_calls=calling({}))
+    [fitted] = fit([message], (), replace(ABLE, mixed_calls="refused")).messages
+    assert (fitted["reasoning_content"], fitted["content"]) == ("hm\n\nA", "")
+    assert fit([message], (), ABLE).messages == (message,)
+
+
+def test_the_clean_messages_are_not_changed() -> None:
+    messages = [say("system", "S"), say("user", "U"), say("assistant", "", tool_calls=calling({}))]
+    before = [dict(message) for message in messages]
+    fit(messages, [READ], replace(ABLE, knows_tools=False, calls=CallShape("text", "null")))
+    assert messages == before
+
+
+def test_traits_of_a_template_with_tools() -> None:
+    assert traits((DATA / "qwen3.jinja").read_text()) == replace(ABLE, knows_developer=False)
+
+
+def test_a_template_that_refuses_a_later_system_message_is_found_out() -> None:
+    mistral = traits((DATA / "mistral.jinja").read_text())
+    assert (mistral.first_system, mistral.later_system) == ("in_place", "elsewhere")
+
+
+def test_a_template_that_moves_system_messages_to_the_front_is_found_out() -> None:
+    assert traits((DATA / "system-first.jinja").read_text()).later_system == "elsewhere"
+
+
+def test_a_template_that_drops_system_messages_is_found_out() -> None:
+    source = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
+    assert traits(source).first_system == "elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("shown", "shape"),
+    [
+        ("{{ call.arguments | tojson }}", CallShape("object", "")),
+        ("{{ '' + call.arguments }}", CallShape("text", "")),
+        ("{{ call.arguments }}", CallShape("text", "")),
+        ("{% if m.content is none %}{{ call.arguments | tojson }}{% endif %}", CallShape("object", "null")),
+        ("{% if m.content is none %}{{ '' + call.arguments }}{% endif %}", CallShape("text", "null")),
+        ("", CallShape()),
+    ],
+)
+def test_the_shape_of_calls_is_found_by_trying(shown: str, shape: CallShape) -> None:
+    source = (
+        "{% for m in messages %}{% for c in m.tool_calls or [] %}{% set call = c.function %}"
+        + shown
+        + "{% endfor %}{% endfor %}"
+    )
+    assert traits(source).calls == shape
+
+
+def test_a_template_that_refuses_text_beside_reasoning_and_calls_is_found_out() -> None:
+    source = (
+        "{% for m in messages %}{% if m.thinking and m.content %}{{ raise_exception('both') }}{% endif %}"
+        "{{ m.tool_calls | tojson if m.tool_calls }}{% endfor %}"
+    )
+    assert (traits(source).mixed_calls, traits(source).reasoning_key) == ("refused", "thinking")
