@@ -41,6 +41,8 @@ class ModelOptions:
     yarn_attn_factor: float | None = None
     yarn_beta_fast: float | None = None
     yarn_beta_slow: float | None = None
+    repack: bool = True
+    """Let libllama rearrange weights for this CPU's widest instructions."""
     mmap: bool = True
     mlock: bool = False
 

