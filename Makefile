@@ -38,7 +38,8 @@ slow: install
 
 bench:
 	@$(PYTHON) scripts/install.py bench
-	@$(BIN)/kvstet bench
+	@$(BIN)/python bench/plan.py
+	@$(BIN)/python bench/speed.py
 
 format: install
 	@$(BIN)/ruff format .

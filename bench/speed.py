@@ -41,7 +41,7 @@ print("listening", server.listening_address, flush=True)
 time.sleep(1e6)
 """
 PORT = 18_431
-WORDS = "the tree keeps every span that an agent sent and forks it where the next edit begins".split()
+WORDS = ["the", "tree", "keeps", "every", "span", "that", "an", "agent", "sent", "and", "forks", "it", "where"]
 
 
 @dataclass(frozen=True)

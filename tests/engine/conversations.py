@@ -45,7 +45,7 @@ class Conversation:
         return Conversation(self.messages[:index] + self.messages[index + 1 :])
 
     def with_inserted(self, index: int, message: Message) -> Conversation:
-        return Conversation(self.messages[:index] + (message,) + self.messages[index:])
+        return Conversation((*self.messages[:index], message, *self.messages[index:]))
 
     @property
     def tokens(self) -> list[int]:
@@ -200,7 +200,7 @@ def random_edits(agent: Agent, num_requests: int) -> Iterator[Conversation]:
     """Requests of a session that appends, rewinds, forks, edits and comes back at random."""
     past: list[Conversation] = [agent.history]
     for _ in range(num_requests):
-        base = past[int(agent._random.integers(max(0, len(past) - 6), len(past)))]  # noqa: SLF001
+        base = past[int(agent._random.integers(max(0, len(past) - 6), len(past)))]
         yield _mutated(agent, base)
         past.append(agent.history)
 
@@ -213,7 +213,7 @@ def _mutated(agent: Agent, base: Conversation) -> Conversation:
         base = Conversation(base.messages[: max(1, index)])
     elif choice == 1:
         message = base.messages[index]
-        base = base.change(index, replace(message, words=message.words[: len(message.words) // 2] + (7,)))
+        base = base.change(index, replace(message, words=(*message.words[: len(message.words) // 2], 7)))
     elif choice == 2 and len(base.messages) > 2:
         base = base.without(max(1, index))
     return base.add(agent.message("user", int(random.integers(1, 40))))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from tests.engine.conversations import Agent, Conversation, random_edits
 from tests.engine.real import RealEngine
 from tests.toys import toy_names, toy_path

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import pytest
-
 from tests.engine.conversations import SCENARIOS, Agent, Conversation
 from tests.engine.real import RealEngine
 from tests.toys import toy_path

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Literal
 
 from kvstet.cache.plan import Fork, Plan, plan
 from kvstet.cache.policy import Piece, Policy, freed_bytes
 from kvstet.cache.tier import BlobKey, Tier
-from kvstet.cache.tree import Branch, CellRun, Node, Stored, Tree
+from kvstet.cache.tree import Branch, CellRun, Match, Node, Stored, Tree
 from kvstet.types import Blob, MemoryTraits, SeqId, Tokens
 
 EVICTION_STEPS = 32
@@ -51,7 +52,15 @@ class Cache:
 
     def plan(self, tokens: Tokens) -> Plan:
         """How to bring these tokens to life at the least cost. Changes nothing."""
-        return plan(self.tree, tokens, self.traits)
+        return plan(self.tree.match(tokens), len(tokens), self.traits)
+
+    def plan_to(self, node: Node) -> Plan:
+        """`plan` for the tokens that end where a node does, without reading them again."""
+        return plan(Match.to(node), node.stop, self.traits)
+
+    def plan_cold(self, tokens: Tokens) -> Plan:
+        """The plan that uses nothing."""
+        return Plan(self.tree.match(tokens), 0)
 
     @property
     def num_live_cells(self) -> int:
@@ -60,15 +69,12 @@ class Cache:
 
     def num_cells(self, branches: Iterable[Branch]) -> int:
         """Cells that these branches take; a shared prefix counts once."""
-        ends: dict[CellRun, int] = {}
-        for branch in branches:
-            for run, end in branch.cells():
-                ends[run] = max(end, ends.get(run, 0))
-        return sum(end - run.start for run, end in ends.items())
+        return sum(end - run.start for run, end in _run_ends(branches).items())
 
     def num_own_cells(self, branch: Branch) -> int:
         """Cells that would be free without this branch."""
-        return self.num_live_cells - self.num_cells(self.branches - {branch})
+        others = _run_ends(self.branches - {branch})
+        return sum(max(0, end - others.get(run, run.start)) for run, end in branch.cells())
 
     # Growing
 
@@ -117,6 +123,7 @@ class Cache:
         self.branches.discard(branch)
         for step in branch.node.path():
             step.branches.discard(branch)
+        self._join_runs()
 
     def forget_path(self, node: Node) -> None:
         """Remove a node whose tokens were never computed, and those above it that only led there."""
@@ -133,7 +140,7 @@ class Cache:
             step.last_used = now
 
     @contextmanager
-    def lease(self, node: Node) -> Iterator[Node]:
+    def lease(self, node: Node) -> Generator[Node]:
         """While it is held, no state on the path to ``node`` is evicted."""
         self.pin(node)
         try:
@@ -254,6 +261,27 @@ class Cache:
             step.branches.add(branch)
         branch.node = node
 
+    def _join_runs(self) -> None:
+        """Let a run that nobody fills any more go on as the one behind it, so that forks of forks do not add up."""
+        filled = {branch.own for branch in self.branches}
+        ends = _run_ends(self.branches)
+        heirs: dict[CellRun, CellRun] = {}
+        for branch in self.branches:
+            for (run, end), (heir, _) in pairwise(branch.cells()):
+                if run not in filled and end == ends[run]:
+                    heirs[run] = heir
+        for run in sorted(heirs, key=lambda run: run.start):
+            heirs[run].start = run.start
+        for branch in self.branches if heirs else ():
+            joined: dict[CellRun, int] = {}
+            for run, end in branch.shared:
+                last = run
+                while last in heirs:
+                    last = heirs[last]
+                joined[last] = end
+            joined.pop(branch.own, None)
+            branch.shared = tuple(joined.items())
+
     def _make_room(self, num_bytes: int, now: float, value: float) -> bool:
         """All or nothing: where too little would become free, nothing is evicted."""
         capacity_bytes = self.tier.capacity_bytes
@@ -282,3 +310,12 @@ class Cache:
         bare = sorted((node for node in self.tree.nodes() if node.is_bare), key=lambda node: node.last_used)
         for node in bare[: max(1, self._max_nodes // 10)]:
             self.forget_path(node)
+
+
+def _run_ends(branches: Iterable[Branch]) -> dict[CellRun, int]:
+    """Every run of cells that the branches hold, and where the longest hold on it ends."""
+    ends: dict[CellRun, int] = {}
+    for branch in branches:
+        for run, end in branch.cells():
+            ends[run] = max(end, ends.get(run, 0))
+    return ends

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvstet.cache.tree import Branch, Match, Node, Stored, Tree
-from kvstet.types import MemoryTraits, Tokens
+from kvstet.cache.tree import Branch, Match, Node, Stored
+from kvstet.types import MemoryTraits
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +59,13 @@ class Plan:
         return self.resume - self.num_reused_tokens
 
 
-def plan(tree: Tree, tokens: Tokens, traits: MemoryTraits) -> Plan:
-    """The plan that computes the fewest tokens.
+def plan(match: Match, num_tokens: int, traits: MemoryTraits) -> Plan:
+    """The plan that computes the fewest of ``num_tokens`` tokens, of which the tree has seen those of the match.
 
     Attention resumes at any token; the state of ``[0, resume)`` comes from one live branch and then from blobs.
     Other memories resume only at a live tip or where a checkpoint was kept (`kvstet.types.MemoryTraits`).
     """
-    match = tree.match(tokens)
-    limit = min(match.length, len(tokens) - 1)
+    limit = min(match.length, num_tokens - 1)
     made = _plan_with_checkpoints(match, limit, traits) if traits.has_checkpoints else _plan_spans(match, limit)
     wait = _wait(match, limit, made.resume, traits)
     return Plan(match, made.resume, made.fork, made.loads, made.checkpoint, wait)
@@ -81,16 +80,29 @@ def _plan_spans(match: Match, stop: int) -> Plan:
 
 
 def _plan_with_checkpoints(match: Match, limit: int, traits: MemoryTraits) -> Plan:
-    num_covered = _plan_spans(match, limit).resume if traits.has_spans else limit
+    num_covered = _num_covered(match, limit) if traits.has_spans else limit
     for node in reversed(match.path):
         # A live tip first: it costs nothing.
         tips = [branch for branch in node.branches if node.start < branch.length <= min(node.stop, limit)]
-        tip = max(tips, key=lambda branch: branch.length, default=None)
+        tip = max(tips, key=lambda branch: (branch.length, not branch.is_running, -branch.seq), default=None)
         if node.checkpoint is not None and node.stop <= num_covered and (tip is None or tip.length < node.stop):
             return _resume_at_checkpoint(match, node, traits)
         if tip is not None:
             return Plan(match, tip.length, Fork(tip, tip.length))
     return Plan(match, 0)
+
+
+def _num_covered(match: Match, stop: int) -> int:
+    """How far additive state goes within ``[0, stop)``: `_plan_spans` without the plan."""
+    fork = _longest_live(match, stop)
+    end = fork.stop if fork else 0
+    for node in match.path:
+        if node.stop <= end:
+            continue
+        if node.span is None:
+            break
+        end = node.stop
+    return min(end, stop)
 
 
 def _resume_at_checkpoint(match: Match, node: Node, traits: MemoryTraits) -> Plan:
@@ -103,8 +115,10 @@ def _longest_live(match: Match, stop: int) -> Fork | None:
     for node in reversed(match.path):
         # A branch that goes on below this node elsewhere than the match shares no more than the node.
         end = min(node.stop, stop)
-        best = max(node.branches, key=lambda b: (min(b.length, end), not b.is_running, -b.seq), default=None)
-        if node.start < end and best is not None and best.length > node.start:
+        if not node.branches or node.start >= end:
+            continue
+        best = max(node.branches, key=lambda b: (min(b.length, end), not b.is_running, -b.seq))
+        if best.length > node.start:
             return Fork(best, min(best.length, end))
     return None
 
@@ -113,11 +127,12 @@ def _loads(match: Match, start: int, stop: int) -> tuple[Load, ...]:
     """Blobs, without a gap, from ``start`` as far as they go, at most to ``stop``."""
     loads: list[Load] = []
     for node in match.path:
-        end = min(node.stop, stop)
+        end = node.stop
         if end <= start:
             continue
-        if node.span is None or node.start > start:
+        if node.span is None or start >= stop:
             break
+        end = min(end, stop)
         if loads and loads[-1].stored is node.span:
             loads[-1] = Load(node.span, loads[-1].start, end)
         else:
@@ -137,5 +152,5 @@ def _wait(match: Match, limit: int, resume: int, traits: MemoryTraits) -> Wait |
             continue
         coming = [branch for branch in node.branches if branch.is_computing_prompt and branch.length < stop]
         if coming:
-            return Wait(max(coming, key=lambda branch: branch.length), stop)
+            return Wait(max(coming, key=lambda branch: (branch.length, -branch.seq)), stop)
     return None

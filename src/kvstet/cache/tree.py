@@ -28,7 +28,7 @@ class Stored:
 
 @dataclass(eq=False, slots=True)
 class CellRun:
-    """Live cells of positions ``start`` and up that one sequence filled; forks share them to where they forked."""
+    """Live cells of positions ``start`` and up, of which one sequence fills the end; forks share what they forked."""
 
     start: int
 
@@ -79,10 +79,11 @@ class Node:
     num_leases: int = 0
     num_hits: int = 0
     last_used: float = 0.0
+    stop: int = field(init=False)
+    """Stays when the node is cut: the new node takes its head."""
 
-    @property
-    def stop(self) -> int:
-        return self.start + len(self.tokens)
+    def __post_init__(self) -> None:
+        self.stop = self.start + len(self.tokens)
 
     @property
     def id(self) -> bytes:
@@ -114,6 +115,11 @@ class Match:
     """Nodes from the top; the last one may be matched in part."""
     length: int
 
+    @classmethod
+    def to(cls, node: Node) -> Match:
+        """The match of the tokens that end where the node does."""
+        return cls(tuple(node.path())[::-1], node.stop)
+
     def has_whole(self, node: Node) -> bool:
         """Whether a node of the path is matched to its end."""
         return node.stop <= self.length
@@ -131,16 +137,15 @@ class Tree:
         """Walk down as far as the tokens go. Read-only; O(tokens + nodes on the path)."""
         path: list[Node] = []
         node, length = self.root, 0
-        while length < len(tokens):
-            child = node.children.get(int(tokens[length]))
-            if child is None:
-                break
-            num_equal = _num_equal(child.tokens, tokens[length:])
+        data = tokens.tobytes()
+        num_tokens = len(tokens)
+        while length < num_tokens and (child := node.children.get(int(tokens[length]))):
             path.append(child)
-            length += num_equal
-            if num_equal < len(child.tokens):
+            # Bytes compare many times faster than arrays that are as short as most nodes.
+            if not data.startswith(child.tokens.tobytes(), length * tokens.itemsize):
+                length += _num_equal(child.tokens, tokens[length:])
                 break
-            node = child
+            node, length = child, child.stop
         return Match(tuple(path), length)
 
     def insert(self, tokens: Tokens, cuts: tuple[int, ...], now: float) -> Node:
@@ -210,5 +215,5 @@ def _num_equal(a: Tokens, b: Tokens) -> int:
 
 def _hashed(parent: Node, tokens: Tokens) -> hashlib.blake2b:
     hasher = parent.hasher.copy()
-    hasher.update(np.ascontiguousarray(tokens, np.dtype("<i4")))
+    hasher.update(np.ascontiguousarray(tokens, np.dtype("<i4")).data)
     return hasher

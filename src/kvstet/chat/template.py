@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 import jinja2
 from jinja2 import nodes
@@ -47,8 +48,9 @@ def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, "jinja2.ext.loopcontrols"]
     )
-    environment.filters["tojson"] = _to_json
-    environment.globals.update({"raise_exception": _raise_exception})  # pyright: ignore[reportCallIssue, reportArgumentType]
+    untyped: Any = environment  # Jinja declares both as dictionaries of anything
+    untyped.filters["tojson"] = _to_json
+    untyped.globals["raise_exception"] = _raise_exception
     return environment
 
 

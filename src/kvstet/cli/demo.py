@@ -57,9 +57,10 @@ async def run(num_requests: int | None) -> None:
 async def compare(replay: Replay, requests: tuple[RecordedRequest, ...]) -> None:
     """Both passes, the table, and where replies differ, the model's own noise beside it."""
     warm: list[Answer] = []
-    async for request, answer in replay.warm(requests):
-        warm.append(answer)
-        console.print(live_line(request, answer), highlight=False, overflow="ellipsis", no_wrap=True)
+    for request in requests:
+        with console.status(f"{request.label} ..."):
+            warm.append(await replay.warm(request))
+        console.print(live_line(request, warm[-1]), highlight=False, overflow="ellipsis", no_wrap=True)
     pairs: list[Pair] = []
     columns = (TextColumn("the same without the cache"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import NoReturn
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 
 from kvstet import __version__
 from kvstet.cli.demo import demo
@@ -44,6 +46,8 @@ def options(
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(message)s", handlers=[handler], force=True
     )
+    # A file that libllama cannot load is one sentence, in which its last word on it stands.
+    logging.getLogger("kvstet.llama").setLevel(logging.NOTSET if verbose else logging.CRITICAL)
 
 
 def main() -> None:
@@ -51,9 +55,13 @@ def main() -> None:
     try:
         app()
     except KvstetError as error:
-        errors.print(f"[red]kvstet:[/red] {error}", highlight=False, soft_wrap=True)
-        sys.exit(1)
+        complain(str(error))
     except OSError as error:
         # An address in use, a folder that cannot be read: the system's words say it best.
-        errors.print(f"[red]kvstet:[/red] {error.strerror or error}", highlight=False, soft_wrap=True)
-        sys.exit(1)
+        complain(error.strerror or str(error))
+
+
+def complain(sentence: str) -> NoReturn:
+    """End with what is wrong."""
+    errors.print(f"[red]kvstet:[/red] {escape(sentence)}", highlight=False, soft_wrap=True)
+    sys.exit(1)

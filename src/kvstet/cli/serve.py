@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from kvstet.api import server as http
 from kvstet.cli.stack import Stack
 from kvstet.cli.startup import show_startup
 from kvstet.cli.watch import WatchedEngine, loading_bar
@@ -20,45 +21,66 @@ console = Console(stderr=True)
 MODEL, CACHE, SERVER = "Model (names as in llama.cpp)", "Cache and scheduling", "Server"
 
 
-def option(*names: str, panel: str, text: str) -> object:
-    """A documented option in one of the help's panels."""
-    return typer.Option(*names, help=text, rich_help_panel=panel)
+def option(*names: str, panel: str, text: str, at_least: float | None = None, at_most: float | None = None) -> object:
+    """A documented option in one of the help's panels; a value out of range is refused before anything is loaded."""
+    return typer.Option(*names, help=text, rich_help_panel=panel, min=at_least, max=at_most)
 
 
 def serve(
     model: Annotated[Path | None, typer.Argument(help="A GGUF file; none: the bundled SmolLM2-135M.")] = None,
     *,
     host: Annotated[str, option("--host", panel=SERVER, text="Address to bind.")] = "127.0.0.1",
-    port: Annotated[int, option("--port", panel=SERVER, text="Port; 0 takes a free one.")] = 8080,
+    port: Annotated[
+        int, option("--port", panel=SERVER, text="Port; 0 takes a free one.", at_least=0, at_most=65535)
+    ] = 8080,
     api_key: Annotated[
         list[str] | None, option("--api-key", panel=SERVER, text="Key that clients must send; repeatable.")
     ] = None,
     alias: Annotated[
         list[str] | None, option("-a", "--alias", panel=SERVER, text="Name in /v1/models; repeatable. Any is served.")
     ] = None,
-    max_body: Annotated[int, option("--max-body", panel=SERVER, text="Largest request body, MiB.")] = 64,
+    max_body: Annotated[int, option("--max-body", panel=SERVER, text="Largest request body, MiB.", at_least=1)] = 64,
     chat_template: Annotated[
         str | None, option("--chat-template", panel=SERVER, text="Built-in name or file, for the model's own.")
     ] = None,
-    cache_ram: Annotated[int, option("-cram", "--cache-ram", panel=CACHE, text="RAM for saved state, MiB.")] = 2048,
-    parallel: Annotated[int, option("-np", "--parallel", panel=CACHE, text="Requests decoded at a time.")] = 8,
-    queue: Annotated[int, option("--queue", panel=CACHE, text="Requests that may wait; more are refused.")] = 64,
-    prefill_chunk: Annotated[int, option("--prefill-chunk", panel=CACHE, text="Most prompt tokens in one step.")] = 512,
+    cache_ram: Annotated[
+        int, option("-cram", "--cache-ram", panel=CACHE, text="RAM for saved state, MiB.", at_least=0)
+    ] = 2048,
+    parallel: Annotated[
+        int, option("-np", "--parallel", panel=CACHE, text="Requests decoded at a time.", at_least=1)
+    ] = 8,
+    queue: Annotated[
+        int, option("--queue", panel=CACHE, text="Requests that may wait; more are refused.", at_least=1)
+    ] = 64,
+    prefill_chunk: Annotated[
+        int, option("--prefill-chunk", panel=CACHE, text="Most prompt tokens in one step.", at_least=1)
+    ] = 512,
     deadline: Annotated[
-        float | None, option("--deadline", panel=CACHE, text="Seconds a request may take, waiting included.")
+        float | None,
+        option("--deadline", panel=CACHE, text="Seconds a request may take, waiting included.", at_least=0.001),
     ] = None,
     ctx_size: Annotated[
-        int | None, option("-c", "--ctx-size", panel=MODEL, text="Most tokens of one request and its reply.")
-    ] = None,
+        int,
+        option("-c", "--ctx-size", panel=MODEL, text="Tokens of a request and its reply; 0: the model's.", at_least=0),
+    ] = 0,
     live_cells: Annotated[
-        int | None, option("--live-cells", panel=MODEL, text="Tokens of live state that all requests share.")
+        int | None,
+        option("--live-cells", panel=MODEL, text="Tokens of live state that all requests share.", at_least=1),
     ] = None,
-    batch_size: Annotated[int, option("-b", "--batch-size", panel=MODEL, text="Logical batch size.")] = 2048,
-    ubatch_size: Annotated[int, option("-ub", "--ubatch-size", panel=MODEL, text="Physical batch size.")] = 512,
-    threads: Annotated[int | None, option("-t", "--threads", panel=MODEL, text="Threads; none: all cores.")] = None,
-    threads_batch: Annotated[int | None, option("-tb", "--threads-batch", panel=MODEL, text="For prompts.")] = None,
+    batch_size: Annotated[
+        int, option("-b", "--batch-size", panel=MODEL, text="Logical batch size.", at_least=1)
+    ] = 2048,
+    ubatch_size: Annotated[
+        int, option("-ub", "--ubatch-size", panel=MODEL, text="Physical batch size.", at_least=1)
+    ] = 512,
+    threads: Annotated[
+        int | None, option("-t", "--threads", panel=MODEL, text="Threads; none: all cores.", at_least=1)
+    ] = None,
+    threads_batch: Annotated[
+        int | None, option("-tb", "--threads-batch", panel=MODEL, text="For prompts.", at_least=1)
+    ] = None,
     n_gpu_layers: Annotated[
-        int, option("-ngl", "--n-gpu-layers", panel=MODEL, text="Layers in GPU memory; -1: all.")
+        int, option("-ngl", "--n-gpu-layers", panel=MODEL, text="Layers in GPU memory; -1: all.", at_least=-1)
     ] = -1,
     flash_attn: Annotated[FlashAttention, option("-fa", "--flash-attn", panel=MODEL, text="Flash attention.")] = "auto",
     cache_type_k: Annotated[KvType, option("-ctk", "--cache-type-k", panel=MODEL, text="Type of K state.")] = "f16",
@@ -78,7 +100,7 @@ def serve(
     """Serve a GGUF model to coding agents. Stops on Ctrl-C, once running replies are done."""
     model_options = ModelOptions(
         path=model or demo_model_path(),
-        ctx_size=ctx_size,
+        ctx_size=ctx_size or None,
         live_cells=live_cells,
         batch_size=batch_size,
         ubatch_size=ubatch_size,
@@ -117,6 +139,7 @@ def serve(
 
 async def run(model: ModelOptions, engine: EngineOptions, server: ServerOptions) -> None:
     """Load, tell, and serve until a signal comes."""
+    http.listen(server).close()  # A port that is taken is told now, and not after minutes of loading.
     with loading_bar(console, model.path.name) as on_progress:
         stack = await Stack.start(model, engine, server, on_progress, wrap=lambda e: WatchedEngine(e, console))
     await stack.serve(on_listening=lambda url: show_startup(console, url, stack.engine.info, engine))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from kvstet.config import MIB, EngineOptions
@@ -14,8 +15,8 @@ def show_startup(console: Console, url: str, info: ModelInfo, engine: EngineOpti
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     table.add_column()
-    table.add_row("address", f"{url}/v1")
-    table.add_row("model", f"{info.name} ({info.description}, {info.size_bytes / MIB:,.0f} MiB)")
+    table.add_row("address", escape(f"{url}/v1"))
+    table.add_row("model", escape(f"{info.name} ({info.description}, {info.size_bytes / MIB:,.0f} MiB)"))
     table.add_row("context", f"{info.context_length:,} tokens a request, {info.parallel} requests at a time")
     table.add_row("memory", f"{info.memory_kind}: {info.memory_summary}")
     table.add_row("cache", cache_line(info, engine))

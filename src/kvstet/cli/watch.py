@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from kvstet.engine.client import EngineClient
@@ -21,8 +22,9 @@ PROGRESS_SECONDS = 2.0
 def loading_bar(console: Console, name: str) -> Generator[Callable[[float], None], None, None]:
     """A bar for the model's loading; yields what takes the loaded part, 0 to 1."""
     columns = (TextColumn("loading {task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(name, total=1.0)
+    # In a log file the bar would be nothing but an empty line.
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(escape(name), total=1.0)
         yield lambda fraction: progress.update(task, completed=fraction)
 
 

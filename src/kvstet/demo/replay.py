@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,21 +54,15 @@ class Replay:
 
     url: str
 
-    async def warm(self, requests: tuple[RecordedRequest, ...]) -> AsyncIterator[tuple[RecordedRequest, Answer]]:
-        """Each request in turn, against the cache."""
-        async with self._client() as client:
-            for request in requests:
-                yield request, await self._ask(client, request, cache_prompt=True)
+    async def warm(self, request: RecordedRequest) -> Answer:
+        """One request, against the cache."""
+        return await self._ask(request, cache_prompt=True)
 
     async def cold(self, request: RecordedRequest) -> Answer:
         """One request, computed from nothing."""
-        async with self._client() as client:
-            return await self._ask(client, request, cache_prompt=False)
+        return await self._ask(request, cache_prompt=False)
 
-    def _client(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(base_url=self.url, timeout=None, trust_env=False)
-
-    async def _ask(self, client: httpx.AsyncClient, request: RecordedRequest, *, cache_prompt: bool) -> Answer:
+    async def _ask(self, request: RecordedRequest, *, cache_prompt: bool) -> Answer:
         body = {
             **request.body,
             "stream": False,
@@ -81,7 +74,8 @@ class Replay:
             "top_logprobs": NUM_ALTERNATIVES,
             "cache_prompt": cache_prompt,
         }
-        response = await client.post("/v1/chat/completions", json=body)
+        async with httpx.AsyncClient(base_url=self.url, timeout=None, trust_env=False) as client:
+            response = await client.post("/v1/chat/completions", json=body)
         response.raise_for_status()
         return answer_of(response.json())
 

@@ -81,5 +81,7 @@ def agreement(pairs: Sequence[Pair]) -> str:
 
 
 def live_line(request: RecordedRequest, answer: Answer) -> str:
-    """One line while the session is replayed."""
-    return f"  {request.label:<28.28} {answer.verdict}"
+    """One line while the session is replayed: what was computed, and why."""
+    share = f"{answer.num_computed_tokens:>5,} of {answer.num_prompt_tokens:>5,}"
+    reason = answer.verdict.partition(": ")[2] or answer.verdict
+    return f"  {request.label:<26.26} {share}  [dim]{reason}[/dim]"

@@ -19,6 +19,8 @@ class Segment:
     num_tokens: int
     gives_token: bool
     """The last of them completes what must be known, so a token is sampled behind it."""
+    is_reply: bool
+    """The token is one that was sampled; else they are the prompt's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +36,13 @@ def next_work(jobs: Sequence[Job], *, chunk: int, max_batch: int, next_stop: Cal
 
     ``next_stop`` is the position at which a job must pause so that its state can be saved there.
     """
-    segments = [Segment(job, 1, gives_token=True) for job in jobs if not job.is_computing]
+    segments = [Segment(job, 1, gives_token=True, is_reply=True) for job in jobs if not job.is_computing]
     room = min(chunk, max_batch - len(segments))
     for job in jobs:
         if room <= 0 or not job.is_computing or job.branch is None:
             continue
         count = min(room, job.num_left, next_stop(job) - job.branch.length)
-        segments.append(Segment(job, count, gives_token=count == job.num_left))
+        segments.append(Segment(job, count, gives_token=count == job.num_left, is_reply=False))
         room -= count
     return _work(tuple(segments)) if segments else None
 

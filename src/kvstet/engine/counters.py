@@ -33,9 +33,8 @@ class Counters:
 
     def add_step(self, work: Work, seconds: float) -> None:
         """Split a step's time between prompts and replies by their tokens."""
-        num_reply_tokens = sum(s.num_tokens for s in work.segments if s.num_tokens == 1 and s.gives_token)
+        num_reply_tokens = sum(segment.is_reply for segment in work.segments)
         num_tokens = len(work.batch.tokens)
-        self.num_generated_tokens += sum(segment.gives_token for segment in work.segments)
         self.num_computed_tokens += num_tokens - num_reply_tokens
         self.decode_seconds += seconds * num_reply_tokens / num_tokens
         self.prefill_seconds += seconds * (num_tokens - num_reply_tokens) / num_tokens

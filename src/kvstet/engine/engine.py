@@ -148,21 +148,23 @@ class Engine:
                 self._fail(job, error)
 
     def _start(self, job: Job) -> bool:
-        """Bring a job's prefix to life and let it run. False: there is no room yet, for it or anyone behind it."""
+        """Bring a job's prefix to life and let it run. False: not in this step, neither it nor anyone behind it."""
         node = self._place(job)
-        plan = self.cache.plan(job.tokens)
+        plan = self._plan(job)
         job.wait = plan.wait
         if plan.wait is not None:
             return True
+        num_parked = self.live.num_parked
         if not self._has_room(job, plan):
             return False
+        if self.live.num_parked < num_parked:
+            # What was released to make room may have been a part of the plan.
+            plan = self._plan(job)
         begun = self._clock()
         try:
-            # A parked branch released to make room may have been a part of the plan.
-            plan = self.cache.plan(job.tokens)
             job.branch = self.live.take(plan, node)
         except LostBlob:
-            return True  # The next step plans without it.
+            return False  # The next step plans without it.
         except OutOfCells:
             return self._make_do(job)
         self._waiting.remove(job)
@@ -171,6 +173,9 @@ class Engine:
             job.sampler = self._model.sampler(job.request.sampling, job.request.tokens)
             self._tell_started(job, plan, self._clock() - begun)
         return True
+
+    def _plan(self, job: Job) -> Plan:
+        return self.cache.plan_to(self._place(job)) if job.request.cache_prompt else self.cache.plan_cold(job.tokens)
 
     def _place(self, job: Job) -> Node:
         """The job's end in the tree, pinned so that what leads there stays."""
@@ -221,7 +226,8 @@ class Engine:
             num_loaded_tokens=plan.num_loaded_tokens,
             num_shifted_tokens=0,
             num_computed_tokens=len(job.tokens) - plan.resume,
-            num_known_tokens=job.num_known,
+            # While it waited, others may have made more of it known.
+            num_known_tokens=max(job.num_known, plan.resume),
         )
         self._counters.add_reuse(reuse)
         queue_seconds = job.started - job.submitted - load_seconds
@@ -288,6 +294,7 @@ class Engine:
             return
         job.first_token = job.first_token or self._clock()
         job.generated.append(token)
+        self._counters.num_generated_tokens += 1
         self._events.append(Token(job.id, token, _logprobs(logprobs, token, job.request.num_logprobs)))
         if self._model.is_end(token) and not job.request.ignore_eos:
             self._finish(job, "stop")
@@ -350,6 +357,8 @@ class Engine:
             self.cache.unpin(node)
         if branch is not None:
             self.live.park(branch)
+            if not job.request.cache_prompt:
+                self.live.drop(branch)
         elif node is not None:
             self.cache.forget_path(node)
 

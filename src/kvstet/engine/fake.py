@@ -47,7 +47,7 @@ class FakeModel:
         self.num_decoded_tokens = 0
         self._cells: dict[int, list[tuple[int, int]]] = {seq: [] for seq in range(num_sequences)}
         """Per sequence: (cell, token). Cells that two sequences share have one number."""
-        self._summary: dict[int, bytes | None] = {seq: b"" for seq in range(num_sequences)}
+        self._summary: dict[int, bytes | None] = dict.fromkeys(range(num_sequences), b"")
         self._numbers = count()
         self._rows: list[NDArray[np.float32]] = []
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 
 from kvstet.cache.cache import Cache
@@ -88,7 +88,7 @@ class LiveSet:
                 self._model.load_checkpoint(seq, blob)
 
     @contextmanager
-    def _fetched(self, stored: Stored) -> Iterator[Blob]:
+    def _fetched(self, stored: Stored) -> Generator[Blob]:
         """The blob, to be loaded. One that is lost or torn is forgotten: LostBlob."""
         blob = self._cache.fetch(stored)
         try:
@@ -116,14 +116,7 @@ class LiveSet:
 
     def save_step(self, branch: Branch) -> bool:
         """Save one piece of what only this branch holds. False: nothing is left to save, or it is not worth it."""
-        if branch in self._unsavable:
-            return False
-        if self._cache.lacks_checkpoint(branch):
-            return self._save_checkpoint(branch)
-        for node in self._cache.unsaved(branch):
-            blob = self._model.save_span(branch.seq, node.start, node.stop)
-            return self._kept(branch, self._cache.store(node, "span", blob))
-        return False
+        return next(self._saves(branch), False)
 
     def idle_step(self) -> bool:
         """One small piece of work for idle time: save a parked branch. False: there is none."""
@@ -142,10 +135,16 @@ class LiveSet:
 
     def release(self, branch: Branch) -> None:
         """Save what can be saved of a parked branch, and free its cells."""
-        while self.save_step(branch):
-            continue
+        all(self._saves(branch))
         self._unpark(branch)
         self._close(branch)
+
+    def drop(self, branch: Branch) -> None:
+        """Free a branch's cells and save nothing of it."""
+        if branch in self._work_when_parked:
+            self._unpark(branch)
+            self._close(branch)
+            self._cache.forget_path(branch.node)
 
     def make_room(self, num_cells: int, *, keep: Branch | None = None) -> bool:
         """Release parked branches, the least valuable first, until that many cells are free.
@@ -165,6 +164,16 @@ class LiveSet:
         return True
 
     # Inside
+
+    def _saves(self, branch: Branch) -> Iterator[bool]:
+        """Save what only this branch holds, piece by piece, and tell of each whether it was kept."""
+        if branch in self._unsavable:
+            return
+        if self._cache.lacks_checkpoint(branch):
+            yield self._save_checkpoint(branch)
+        for node in self._cache.unsaved(branch):
+            blob = self._model.save_span(branch.seq, node.start, node.stop)
+            yield self._kept(branch, self._cache.store(node, "span", blob))
 
     def _save_checkpoint(self, branch: Branch) -> bool:
         blob = self._model.save_checkpoint(branch.seq)

@@ -25,6 +25,8 @@ class Generate:
     num_logprobs: int | None = None
     """Alternatives to report for each token (0: only the chosen one's); None: report nothing."""
     ignore_eos: bool = False
+    cache_prompt: bool = True
+    """False: compute everything anew and leave nothing behind, as for a measurement."""
     deadline_seconds: float | None = None
     """Time the request may take from when the engine gets it; None: the engine's own default."""
 

@@ -6,6 +6,7 @@ module of this package that knows libllama.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -54,6 +55,8 @@ class Start:
     load: Loader
     model: ModelOptions
     engine: EngineOptions
+    log_level: int
+    """What the process writes to standard error: this level of Python's logging and above."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,7 @@ def load_llama(options: ModelOptions, on_progress: Callable[[float], None]) -> L
     model = LlamaModel.load(options, on_progress)
     context = Context(model, options)
     span_bytes, checkpoint_bytes = context.measure_state()
+    context.warm_up()
     info = ModelInfo(
         name=model.name or options.path.stem,
         architecture=model.architecture,
@@ -120,6 +124,7 @@ def load_llama(options: ModelOptions, on_progress: Callable[[float], None]) -> L
 def run(channel: Channel) -> None:
     """Load, then serve until the server says stop or is gone."""
     start: Start = channel.receive(None)[0]
+    logging.basicConfig(level=start.log_level, format="%(message)s")
     try:
         loaded = start.load(start.model, lambda fraction: channel.send(Loading(fraction)))
     except KvstetError as error:
@@ -159,8 +164,9 @@ def _obey(engine: Engine, command: Generate | Cancel) -> None:
 
 
 def main() -> None:
-    # Ctrl-C reaches the whole process group; when to stop is the server's to say.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Both may reach the whole process group; when to stop is the server's to say.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     try:
         run(Channel(socket.socket(fileno=int(sys.argv[1]))))
     except (EOFError, ConnectionError):

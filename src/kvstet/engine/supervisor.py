@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import signal
 import socket
 import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kvstet.config import EngineOptions, ModelOptions
 from kvstet.engine import wire
@@ -52,7 +53,7 @@ class Supervisor:
     """Implements `kvstet.engine.client.EngineClient`."""
 
     def __init__(self, model: ModelOptions, engine: EngineOptions, *, load: Loader = load_llama) -> None:
-        self._start_message = Start(load, model, engine)
+        self._start_message = Start(load, model, engine, engine_log_level())
         self._max_flights = engine.queue_size + model.parallel
         self._flights: dict[RequestId, Flight] = {}
         self._info: ModelInfo | None = None
@@ -89,7 +90,7 @@ class Supervisor:
         try:
             self._info = await self._load(reader, on_progress)
         except asyncio.IncompleteReadError:
-            raise ModelLoadError("The engine process died while it loaded the model; see the log above.") from None
+            return await self._start_after_death(on_progress)
         self._keeper = asyncio.create_task(self._keep(reader), name="kvstet-engine")
         return self._info
 
@@ -125,6 +126,18 @@ class Supervisor:
         await self._hang_up()
 
     # Inside
+
+    async def _start_after_death(self, on_progress: Callable[[float], None]) -> ModelInfo:
+        """The process died with the model. Some machines claim instructions that they do not run."""
+        assert self._process is not None
+        code = await self._process.wait()
+        await self._hang_up()
+        model = self._start_message.model
+        if code == -signal.SIGILL and model.repack:
+            log.warning("This machine does not run the instructions that repacked weights need: --no-repack from here.")
+            self._start_message = replace(self._start_message, model=replace(model, repack=False))
+            return await self.start(on_progress)
+        raise ModelLoadError(f"The engine process died while it loaded the model (exit status {code}); see the log.")
 
     def _take_off(self, request: Generate) -> Flight:
         if self._is_closing:
@@ -194,6 +207,7 @@ class Supervisor:
         assert self._process is not None
         code = await self._process.wait()
         await self._hang_up()
+        self._stats = Stats()  # The next process counts from nothing, and nothing of this one runs any more.
         log.error("The engine process died (exit status %s); it is started again.", code)
         for flight in self._flights.values():
             flight.num_crashes += 1
@@ -233,3 +247,9 @@ class Supervisor:
         """Never waits: the transport buffers. A message to a dead process is lost, as is whom it was for."""
         if self._writer is not None and not self._writer.is_closing():
             self._writer.write(wire.encode(message))
+
+
+def engine_log_level() -> int:
+    """The server's own level; but libllama warns of much that is no concern of a user's."""
+    level = logging.getLogger().getEffectiveLevel()
+    return logging.ERROR if level == logging.WARNING else level

@@ -22,8 +22,8 @@ import ctypes
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from llama_cpp import llama_cpp
 import numpy as np
+from llama_cpp import llama_cpp
 from numpy.typing import NDArray
 
 from kvstet.config import ModelOptions

@@ -39,10 +39,11 @@ KV_MEMORY_SHARE = 0.25
 def context_parameters(model: Model, options: ModelOptions, traits: MemoryTraits) -> Any:
     """`llama_context_params` for this model and these options. ModelLoadError where options are out of range."""
     p: Any = lib.llama_context_default_params()
-    p.n_ctx = live_cells(model, options)
-    p.n_batch = options.batch_size
-    p.n_ubatch = min(options.ubatch_size, options.batch_size)
+    p.n_ctx = max(live_cells(model, options), MAX_SEQUENCES)
     p.n_seq_max = num_slots(options, traits)
+    # libllama aborts where a batch does not hold a token of every sequence, or the cells not a batch.
+    p.n_batch = max(options.batch_size, p.n_seq_max)
+    p.n_ubatch = min(options.ubatch_size, p.n_batch)
     p.n_threads = options.threads or default_threads()
     p.n_threads_batch = options.threads_batch or options.threads or default_threads()
     p.flash_attn_type = FLASH_ATTENTION[options.flash_attn]

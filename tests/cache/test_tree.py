@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.cache.shelf import outline, prefix, text, tokens
+
+from kvstet.cache.tree import ID_BYTES, Tree
+
+
+def grown(*prompts: str, cuts: tuple[int, ...] = ()) -> Tree:
+    tree = Tree()
+    for prompt in prompts:
+        tree.insert(tokens(prompt), cuts, 0.0)
+    return tree
+
+
+def test_equal_prefixes_are_one_node_whoever_inserts_them():
+    tree = Tree()
+    first = tree.insert(tokens("system user"), (), 0.0)
+    assert tree.insert(tokens("system user"), (), 1.0) is first
+    assert tree.num_nodes == 1
+
+
+def test_a_prompt_is_cut_at_message_ends():
+    assert outline(grown("system user", cuts=(7, 11))) == {"system ": {"user": {}}}
+
+
+def test_cuts_outside_the_prompt_and_double_ones_count_for_nothing():
+    assert outline(grown("abcd", cuts=(-1, 0, 2, 2, 4, 9))) == {"ab": {"cd": {}}}
+
+
+def test_a_node_is_cut_where_prompts_part():
+    tree = grown("abcdef", "abcxyz", "abq", "z")
+    assert outline(tree) == {"ab": {"c": {"def": {}, "xyz": {}}, "q": {}}, "z": {}}
+    assert tree.num_nodes == 6
+
+
+def test_a_prompt_that_ends_inside_a_node_gets_a_node_end():
+    tree = grown("abcdef", "abc")
+    assert outline(tree) == {"abc": {"def": {}}}
+
+
+def test_nothing_is_cut_where_a_prompt_only_goes_on():
+    assert outline(grown("abc", "abcdef", "abcdefg")) == {"abc": {"def": {"g": {}}}}
+
+
+def test_positions_are_those_of_the_whole_prefix():
+    node = grown("abcdefg", cuts=(2, 5)).match(tokens("abcdefg")).path
+    assert [(step.start, step.stop) for step in node] == [(0, 2), (2, 5), (5, 7)]
+    assert [prefix(step) for step in node] == ["ab", "abcde", "abcdefg"]
+
+
+def test_a_match_tells_how_far_the_tokens_are_known():
+    tree = grown("abcdef", "abx", cuts=(4,))
+    for asked, known, steps in [
+        ("abcdef", "abcdef", ["ab", "cd", "ef"]),
+        ("abcdefgh", "abcdef", ["ab", "cd", "ef"]),
+        ("abcQ", "abc", ["ab", "cd"]),
+        ("ab", "ab", ["ab"]),
+        ("a", "a", ["ab"]),
+        ("Q", "", []),
+        ("", "", []),
+    ]:
+        match = tree.match(tokens(asked))
+        assert match.length == len(known), asked
+        assert [text(node.tokens) for node in match.path] == steps, asked
+
+
+def test_only_nodes_that_are_matched_to_their_end_are_had_whole():
+    match = grown("abcdef", cuts=(3,)).match(tokens("abcdX"))
+    assert [match.has_whole(node) for node in match.path] == [True, False]
+
+
+def test_the_match_reads_arrays_of_any_layout():
+    tree = grown("abcdef", cuts=(3,))
+    strided = np.repeat(tokens("abcdef"), 2)[::2]
+    assert tree.match(strided).length == 6
+    assert tree.insert(strided, (), 0.0).id == grown("abcdef").insert(tokens("abcdef"), (), 0.0).id
+
+
+def test_a_node_does_not_hold_on_to_the_requests_array():
+    prompt = tokens("abcdef")
+    tree = Tree()
+    tree.insert(prompt, (3,), 0.0)
+    prompt[:] = 0
+    assert outline(tree) == {"abc": {"def": {}}}
+
+
+def test_tokens_that_share_low_bytes_are_different():
+    tree = Tree()
+    tree.insert(np.array([1, 256, 3], np.int32), (), 0.0)
+    assert tree.match(np.array([1, 257, 3], np.int32)).length == 1
+    assert tree.match(np.array([257, 256, 3], np.int32)).length == 0
+
+
+def test_the_fingerprint_changes_every_identity():
+    nodes = [Tree(fingerprint).insert(tokens("abc"), (), 0.0) for fingerprint in (b"", b"model a", b"model b")]
+    assert len({node.id for node in nodes}) == 3
+
+
+prompts = st.text("ab", min_size=1, max_size=12)
+
+
+@given(st.lists(prompts, min_size=1, max_size=8), st.lists(prompts, max_size=8), st.sets(st.integers(1, 11)))
+def test_identities_are_equal_wherever_nodes_are_cut(one: list[str], other: list[str], cuts: set[int]):
+    whole, torn = grown(*one), grown(*other, *one, cuts=tuple(cuts))
+    torn_ids = {prefix(node): node.id for node in torn.nodes()}
+    for node in whole.nodes():
+        assert torn_ids[prefix(node)] == node.id
+    for name, identity in torn_ids.items():
+        data = tokens(name).astype("<i4").tobytes()
+        assert identity == hashlib.blake2b(data, digest_size=ID_BYTES).digest()
+    assert len(set(torn_ids.values())) == len(torn_ids)
+
+
+@given(st.lists(prompts, max_size=10), prompts)
+def test_the_match_is_the_longest_common_prefix(known: list[str], asked: str):
+    match = grown(*known).match(tokens(asked))
+    starts = [n for n in range(len(asked) + 1) if any(prompt.startswith(asked[:n]) for prompt in ("", *known))]
+    assert match.length == max(starts)
+    assert "".join(text(node.tokens) for node in match.path).startswith(asked[: match.length])
+
+
+def test_all_nodes_are_told_parents_first():
+    tree = grown("abc", "abd", "x", "xyz")
+    order = [prefix(node) for node in tree.nodes()]
+    assert sorted(order) == ["ab", "abc", "abd", "x", "xyz"]
+    assert order.index("ab") < min(order.index("abc"), order.index("abd"))
+    assert order.index("x") < order.index("xyz")
+
+
+def test_what_a_node_has_is_shown():
+    tree = grown("abc")
+    node = tree.match(tokens("abc")).path[0]
+    assert repr(node) == f"<Node [0, 3) {node.id.hex()[:8]} bare>"
+    assert repr(tree) == "<Tree 1 nodes>"
+
+
+def test_only_a_bare_node_can_be_removed():
+    tree = grown("abc", "abcd")
+    upper, lower = tree.match(tokens("abcd")).path
+    with pytest.raises(AssertionError):
+        tree.remove(upper)
+    lower.num_leases = 1
+    with pytest.raises(AssertionError):
+        tree.remove(lower)
+    lower.num_leases = 0
+    tree.remove(lower)
+    assert outline(tree) == {"abc": {}}
+    assert tree.num_nodes == 1
+
+
+def test_the_root_stays_where_it_is():
+    tree = Tree()
+    assert tree.insert(tokens(""), (), 0.0) is tree.root
+    assert tree.num_nodes == 0
