@@ -103,7 +103,7 @@ class Prompt:
 
 
 class Tokenizer(Protocol):
-    """Text to token ids and back; `kvstet.llama.Vocab` is the real one, `kvstet.chat.fake.ByteTokenizer` the fake."""
+    """Text to token ids and back; `kvstet.llama.vocab.Vocab` is the real one, `kvstet.chat.fake.ByteTokenizer` the fake."""
 
     @property
     def num_tokens(self) -> int: ...
@@ -128,7 +128,7 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class MemoryTraits:
-    """What may be done with a model's memory; see `kvstet.llama.memory` for how each kind maps to it.
+    """What may be done with a model's memory; see `kvstet.llama.context.memory_traits` for how each kind maps to it.
 
     The state of a prefix has two parts. The *additive* part (K/V of plain attention layers) can be saved and loaded
     range by range. The *summary* part (a sliding window, a recurrent state) exists only for the position where the

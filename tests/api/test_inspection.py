@@ -96,4 +96,4 @@ def test_health_follows_the_engine(site: Site, path: str):
     response = site.get(path)
     assert response.status_code == 503
     assert response.headers["retry-after"] == "1"
-    assert response.json()["error"]["code"] == "model_loading"
+    assert response.json()["error"]["code"] == "engine_not_ready"

@@ -8,6 +8,8 @@ from tests.engine.conversations import Agent, Conversation, random_edits
 from tests.engine.real import RealEngine
 from tests.toys import toy_names, toy_path
 
+pytestmark = pytest.mark.timeout(300)
+
 MAX_DIVERGENCE = 1e-9
 LEARNED_POSITIONS = {"gpt2-dense": 256}
 

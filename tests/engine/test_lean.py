@@ -9,6 +9,8 @@ from tests.engine.conversations import SCENARIOS, Agent, Conversation
 from tests.engine.real import RealEngine
 from tests.toys import toy_path
 
+pytestmark = pytest.mark.timeout(300)
+
 
 @dataclass
 class Ledger:

@@ -25,7 +25,13 @@ from kvstet.engine.client import EngineClient
 from kvstet.errors import KvstetError
 from kvstet.types import Tokenizer
 
-_LOADING = ErrorAnswer(503, "The model is being loaded.", "server_error", "model_loading", retry_after_seconds=1.0)
+_LOADING = ErrorAnswer(
+    503,
+    "The engine is not ready: it loads the model, or starts again after a crash.",
+    "server_error",
+    "engine_not_ready",
+    retry_after_seconds=1.0,
+)
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 

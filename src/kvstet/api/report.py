@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvstet.api.generation import Account
-from kvstet.edits.verdict import Verdict, verdict
+from kvstet.edits.verdict import Verdict, refused, verdict
 from kvstet.types import Fidelity, MessageSpan, Reuse
 
 
@@ -66,7 +66,9 @@ class Report:
         }
 
 
-def report(accounts: Sequence[Account], num_choices: int, spans: tuple[MessageSpan, ...]) -> Report:
+def report(
+    accounts: Sequence[Account], num_choices: int, spans: tuple[MessageSpan, ...], *, uses_cache: bool = True
+) -> Report:
     """``accounts`` hold ``num_choices`` for each prompt, in order; ``spans`` are the first prompt's."""
     leads = accounts[::num_choices]
     return Report(
@@ -76,7 +78,7 @@ def report(accounts: Sequence[Account], num_choices: int, spans: tuple[MessageSp
         compute_seconds=sum(lead.compute_seconds for lead in leads),
         decode_seconds=max(account.decode_seconds for account in accounts),
         num_new_tokens=sum(account.num_new_tokens for account in accounts),
-        verdict=verdict(leads[0].reuse, spans),
+        verdict=verdict(leads[0].reuse, spans) if uses_cache else refused(leads[0].reuse),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from kvstet.types import MessageSpan, Reuse
 
-VerdictKind = Literal["cold", "append", "diverged", "evicted", "cached"]
+VerdictKind = Literal["cold", "append", "diverged", "evicted", "cached", "refused"]
 
 _HEADER_TOKENS = 16
 """Prompts that share no more than this, all in their first message, share the template's header, not a conversation."""
@@ -26,7 +26,8 @@ class Verdict:
     kind: VerdictKind
     """``cold``: a new conversation. ``append``: only new messages follow what was known. ``diverged``: a known
     message changed. ``evicted``: most of what was computed had been known, but its state was gone or could not be
-    resumed there. ``cached``: nothing but the generation prompt or the last token was left to compute."""
+    resumed there. ``cached``: nothing but the generation prompt or the last token was left to compute.
+    ``refused``: the request asked for no cache."""
     sentence: str
     message: int | None = None
     """Index of the request's message in which the prompt left the cached path; None where there is no such message."""
@@ -50,6 +51,11 @@ def verdict(reuse: Reuse, spans: tuple[MessageSpan, ...]) -> Verdict:
     if following is not None:
         return _appended(reuse, spans, following)
     return _diverged(reuse, spans, span)
+
+
+def refused(reuse: Reuse) -> Verdict:
+    """For a request that wants everything computed anew."""
+    return Verdict("refused", f"Computed all {reuse.num_prompt_tokens:,} tokens: the request asked for no cache.")
 
 
 def _num_resumed_tokens(reuse: Reuse) -> int:

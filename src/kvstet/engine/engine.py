@@ -267,7 +267,7 @@ class Engine:
         was_computing = job.is_computing
         job.branch.length += segment.num_tokens
         if not segment.gives_token:
-            if self.cache.traits.has_checkpoints:
+            if self.cache.traits.has_checkpoints and job.request.cache_prompt:
                 self._reach(job)
             self._events.append(Progress(job.id, job.branch.length, len(job.tokens)))
         elif was_computing and job.request.max_new_tokens == 0:

@@ -135,7 +135,9 @@ class LiveSet:
 
     def release(self, branch: Branch) -> None:
         """Save what can be saved of a parked branch, and free its cells."""
-        all(self._saves(branch))
+        for was_kept in self._saves(branch):
+            if not was_kept:
+                break
         self._unpark(branch)
         self._close(branch)
 

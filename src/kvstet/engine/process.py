@@ -1,7 +1,7 @@
 """The engine's process: loads a model, then steps the engine until the server is gone.
 
 Run as ``python -m kvstet.engine FD`` by `kvstet.engine.supervisor`, with one end of a socket pair. The only
-module of this package that knows libllama.
+module of this package that imports `kvstet.llama`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MEMORY_SUMMARIES = {
     "hybrid": "attention and a recurrent state: a prompt resumes at message ends, where the state was kept",
     "opaque": "only whole sequences can be saved: a prompt resumes at message ends, where all of it was kept",
 }
-"""What the cache can do with each kind of memory, for start-up and ``/props``."""
+"""What the cache can do with each kind of memory; told at start-up."""
 
 STATS_SECONDS = 0.25
 """How often counters go to the server while the engine works."""

@@ -126,7 +126,7 @@ def _echoes(job: Job) -> list[str]:
 
 
 def _report(job: Job, generation: Generation) -> Report:
-    return report(generation.accounts, job.num_choices, job.prompts[0].spans)
+    return report(generation.accounts, job.num_choices, job.prompts[0].spans, uses_cache=job.requests[0].cache_prompt)
 
 
 def _costs(costs: Report) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from kvstet.engine.messages import Generate
 from kvstet.errors import ContextOverflow, InvalidRequest
 from kvstet.types import Prompt, RequestId
 
-_MAX_CHOICES = 128
+_MAX_CHOICES = 64
 
 
 @dataclass(frozen=True, slots=True)

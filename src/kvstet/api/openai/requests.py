@@ -41,7 +41,7 @@ class GenerationFields(Struct, kw_only=True):
     model: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Annotated[int, Meta(ge=1, le=128)] | None = None
+    n: Annotated[int, Meta(ge=1, le=64)] | None = None
     stop: StopString | StopStrings | None = None
     max_tokens: TokenLimit | None = None
     n_predict: TokenLimit | None = None
