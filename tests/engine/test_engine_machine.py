@@ -347,7 +347,7 @@ def run(traits: MemoryTraits, num_examples: int, num_steps: int) -> None:
 
 @ALL_KINDS
 def test_random_sessions_are_answered_as_cold_runs_are(traits: MemoryTraits):
-    run(traits, num_examples=50, num_steps=25)
+    run(traits, num_examples=40, num_steps=25)
 
 
 @pytest.mark.slow
