@@ -56,7 +56,8 @@ class ContextOverflow(RequestError):
     def __init__(self, *, num_prompt_tokens: int, max_prompt_tokens: int) -> None:
         super().__init__(
             f"This model's maximum context length is {max_prompt_tokens} tokens, prompt and reply together, but the"
-            f" prompt has {num_prompt_tokens} tokens. Shorten the conversation, or start the server with a larger --ctx-size.",
+            f" prompt has {num_prompt_tokens} tokens. Shorten the conversation, or start the server with a larger"
+            " --ctx-size.",
             param="messages",
         )
         self.num_prompt_tokens = num_prompt_tokens

@@ -103,7 +103,7 @@ class Prompt:
 
 
 class Tokenizer(Protocol):
-    """Text to token ids and back; `kvstet.llama.vocab.Vocab` is the real one, `kvstet.chat.fake.ByteTokenizer` the fake."""
+    """Text to token ids and back; `kvstet.llama.vocab.Vocab` does it, `kvstet.chat.fake.ByteTokenizer` is the fake."""
 
     @property
     def num_tokens(self) -> int: ...

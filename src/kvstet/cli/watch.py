@@ -79,5 +79,8 @@ def started_line(event: Started) -> str:
 
 
 def finished_line(event: Finished) -> str:
-    rate = event.num_new_tokens / event.decode_seconds if event.decode_seconds else 0.0
-    return f"{event.reason}: {event.num_new_tokens:,} tokens, prompt {event.compute_seconds:.2f} s, {rate:.1f} tokens/s"
+    text = f"{event.reason}: {event.num_new_tokens:,} tokens, prompt {event.compute_seconds:.2f} s"
+    if event.num_new_tokens < 2 or event.decode_seconds <= 0:
+        return text
+    # Decoding is timed from the first token on.
+    return f"{text}, {(event.num_new_tokens - 1) / event.decode_seconds:.1f} tokens/s"

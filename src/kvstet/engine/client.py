@@ -11,8 +11,8 @@ from kvstet.engine.messages import Event, Generate, ModelInfo, Stats
 class EngineClient(Protocol):
     """One model's engine, seen from the server's event loop.
 
-    `kvstet.engine.supervisor.Supervisor` is the real one, in a process of its own; `kvstet.engine.fake_client.ScriptedEngine`
-    is the fake.
+    `kvstet.engine.supervisor.Supervisor` is the real one, in a process of its own;
+    `kvstet.engine.fake_client.ScriptedEngine` is the fake.
     """
 
     @property

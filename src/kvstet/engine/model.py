@@ -32,7 +32,7 @@ class Sampler(Protocol):
 
 
 class Model(Protocol):
-    """One loaded model with its context. `kvstet.llama.context.Context` is the real one, `kvstet.engine.fake` the fake."""
+    """One loaded model with its context. `kvstet.llama.context.Context` does it, `kvstet.engine.fake` is the fake."""
 
     @property
     def traits(self) -> MemoryTraits: ...
