@@ -12,14 +12,15 @@ from rich.text import Text
 from kvstet.demo.replay import Answer, Pair
 from kvstet.demo.session import RecordedRequest
 
-BAR_WIDTH = 24
+BAR_WIDTH = 8
+"""With it the table fits a terminal of 80 columns."""
 
 
 def new_table(title: str) -> Table:
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 1), header_style="bold")
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("request", no_wrap=True)
     for name in ("prompt", "reused", "computed", "seconds", "cold"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     return table
 

@@ -1,0 +1,91 @@
+"""The engine's process is killed under a real server: nobody waits in vain, and the next request is served."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from openai import APIError
+from tests.cli.harness import Body, Served, eventually, is_running, serving, user
+
+RESTART_SECONDS = 30.0
+"""To start a process and load a small model, on a busy machine."""
+
+COMPUTED = 'kvstet_prompt_tokens_total{source="computed"}'
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving(tmp_path_factory.mktemp("served")) as served:
+        yield served
+
+
+def kill_engine(served: Served) -> int:
+    """The pid of what is dead now."""
+    pid = served.engine_pid
+    os.kill(pid, signal.SIGKILL)
+    assert eventually(lambda: not is_running(pid), 5)
+    return pid
+
+
+def test_a_stream_ends_with_an_error_and_the_next_request_is_served(served: Served):
+    with (
+        served.sdk() as client,
+        client.chat.completions.create(
+            model="m",
+            messages=user("Tell a long story."),  # type: ignore[arg-type]
+            max_tokens=1000,
+            stream=True,
+            extra_body={"ignore_eos": True},
+        ) as stream,
+    ):
+        texts = [chunk.choices[0].delta.content for chunk, _ in zip(stream, range(5), strict=False)]
+        dead = kill_engine(served)
+        with pytest.raises(APIError, match="The engine crashed while it worked on this request") as crash:
+            list(stream)
+    assert any(texts)
+    assert crash.value.code == "engine_crashed"
+    assert served.num_running == 0
+
+    answer = served.complete("1, 2, 3, 4,", max_tokens=2)  # It waits for the new engine.
+    assert answer["choices"][0]["text"] == " 5"
+    assert answer["kvstet"]["reused"] == 0
+    assert served.engine_pid != dead
+    assert served.get("/health").status_code == 200
+    assert "The engine process died (exit status -9); it is started again." in served.text
+
+
+def test_while_the_engine_starts_health_says_so(served: Served):
+    served.complete("Hi", max_tokens=1)
+    kill_engine(served)
+    assert eventually(lambda: served.get("/health").status_code == 503, 5)
+    assert served.get("/health").json()["error"]["code"] == "engine_not_ready"
+    assert served.metric("kvstet_ready") == 0
+    assert served.get("/v1/models").status_code == 200
+    assert eventually(lambda: served.get("/health").status_code == 200, RESTART_SECONDS)
+    assert served.metric("kvstet_ready") == 1
+
+
+def test_requests_that_had_streamed_nothing_are_run_again_unseen(served: Served):
+    before = served.metric(COMPUTED)
+    body = {"prompt": "1, 2, 3, 4.\n" * 25, "max_tokens": 4, "temperature": 0}
+    with ThreadPoolExecutor() as pool:
+        asked = [pool.submit(served.post, "/v1/completions", body | {"stream": stream}) for stream in (False, True)]
+        assert eventually(lambda: served.metric(COMPUTED) > before, 10)
+        kill_engine(served)
+        whole, streamed = (answer.result(RESTART_SECONDS) for answer in asked)
+    assert whole.json()["choices"][0]["text"] == "1, 2"
+    assert streamed.status_code == 200
+    assert "error" not in streamed.text
+    assert streamed.text.count('"computed":') == 1
+    assert streamed.text.endswith("data: [DONE]\n\n")
+
+
+def test_a_killed_engine_forgets_its_state_but_not_how_to_reuse(served: Served):
+    messages = user("Name the capital of France.")
+    kill_engine(served)
+    costs: list[Body] = [served.ask("/v1/chat/completions", messages=messages)["kvstet"] for _ in range(2)]
+    assert (costs[0]["reused"], costs[1]["computed"]) == (0, 1)
