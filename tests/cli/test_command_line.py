@@ -24,8 +24,6 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def broken_model(kind: str, folder: Path, smollm2_path: Path) -> Path:
     path = folder / f"{kind}.gguf"
     match kind:
-        case "text":
-            path.write_text("once upon a time")
         case "truncated":
             with smollm2_path.open("rb") as file:
                 path.write_bytes(file.read(8_000_000))
@@ -38,7 +36,6 @@ def broken_model(kind: str, folder: Path, smollm2_path: Path) -> Path:
     ("kind", "words"),
     [
         ("missing", "No such file"),
-        ("text", "is not a GGUF file"),
         ("truncated", "corrupted or incomplete"),
         ("unknown architecture", "unknown model architecture: 'nonesuch'"),
     ],

@@ -212,19 +212,25 @@ def test_the_metrics_add_up_with_what_was_asked(served: Served):
 # Sampling
 
 
-def test_greedy_replies_are_the_same_to_the_last_bit(served: Served):
-    asked = [served.chat(CAPITAL, cache_prompt=False, logprobs=True, top_logprobs=3) for _ in range(2)]
-    assert asked[0]["choices"] == asked[1]["choices"]
-    assert asked[0]["kvstet"]["computed"] == asked[0]["usage"]["prompt_tokens"]
+def test_greedy_replies_are_the_same_cached_or_not(served: Served):
+    cold, warm, again = (served.complete(COUNTING, logprobs=0, cache_prompt=cache) for cache in (False, True, True))
+    assert text_of(cold) == text_of(warm) == text_of(again) == " 5, 6, 7"[: len(text_of(cold))]
+    assert cold["kvstet"]["computed"] == cold["usage"]["prompt_tokens"]
+    assert again["kvstet"]["computed"] == 1
+    # Sums in another order change the last bits, and quantised weights enlarge that.
+    logprobs = [answer["choices"][0]["logprobs"]["token_logprobs"] for answer in (cold, warm, again)]
+    assert logprobs[0] == pytest.approx(logprobs[1], abs=0.3)
+    assert logprobs[0] == pytest.approx(logprobs[2], abs=0.3)
 
 
-def test_a_seed_repeats_a_reply_and_another_changes_it(served: Served):
-    prompt = "Once upon a time there was"
+def test_a_seed_repeats_a_draw_and_others_change_it(served: Served):
+    prompt = "My favourite number is"
     served.complete(prompt, max_tokens=1)  # From here on all find the same state.
-    first, again, other = (
-        text_of(served.complete(prompt, seed=seed, temperature=2, top_k=0, top_p=1, min_p=0)) for seed in (7, 7, 8)
+    first, again = (
+        [text_of(served.complete(prompt, max_tokens=1, seed=seed, temperature=2)) for seed in range(5)] for _ in "12"
     )
-    assert first == again != other
+    assert first == again
+    assert len(set(first)) > 1
 
 
 def test_two_choices_share_one_prompt(served: Served):
