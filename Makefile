@@ -33,7 +33,8 @@ test: install
 	@$(STEP) "layers" $(BIN)/lint-imports
 	@$(STEP) "tests" $(BIN)/pytest -m "not slow"
 
-slow: install
+slow:
+	@$(PYTHON) scripts/install.py demo dev slow
 	@$(STEP) "slow tests" $(BIN)/pytest -m slow
 
 bench:

@@ -68,10 +68,6 @@ class Sampling:
     grammar: str | None = None
     """GBNF text, its start rule named ``root``."""
 
-    @property
-    def is_greedy(self) -> bool:
-        return self.temperature <= 0
-
 
 DEFAULT_SAMPLING = Sampling()
 GREEDY = Sampling(temperature=0.0)

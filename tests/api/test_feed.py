@@ -1,37 +1,21 @@
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator
-
 import pytest
+from tests.api import source
 
 from kvstet.api.feed import Feed
-from kvstet.engine.messages import Event, Token
+from kvstet.engine.messages import Token
 from kvstet.errors import EngineCrashed
 from kvstet.types import RequestId
 
 ID = RequestId("r")
 
 
-class Source:
-    """Yields tokens, pauses for each float, and remembers whether it was closed."""
+class Source(source.Source):
+    """Numbers come as tokens."""
 
-    def __init__(self, *steps: int | float | Exception) -> None:
-        self._steps = steps
-        self.is_closed = False
-
-    async def events(self) -> AsyncGenerator[Event, None]:
-        try:
-            for step in self._steps:
-                match step:
-                    case int():
-                        yield Token(ID, step)
-                    case float():
-                        await asyncio.sleep(step)
-                    case Exception():
-                        raise step
-        finally:
-            self.is_closed = True
+    def event(self, step: object) -> object:
+        return Token(ID, step)
 
 
 async def batches_of(*sources: Source) -> list[list[tuple[int, int]]]:

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
+from tests.api import source
 
 from kvstet.api.errors import ClientGone
 from kvstet.api.sse import EventStream
@@ -32,25 +32,8 @@ class Client:
         await stream({"type": "http"}, self.receive, self.send)
 
 
-class Source:
-    """Events with pauses between them; remembers whether it was closed."""
-
-    def __init__(self, *steps: bytes | float | Exception) -> None:
-        self._steps = steps
-        self.is_closed = False
-
-    async def events(self) -> AsyncGenerator[bytes, None]:
-        try:
-            for step in self._steps:
-                match step:
-                    case bytes():
-                        yield step
-                    case float():
-                        await asyncio.sleep(step)
-                    case Exception():
-                        raise step
-        finally:
-            self.is_closed = True
+class Source(source.Source):
+    """Chunks of bytes."""
 
     def stream(self, ping_seconds: float = 15.0) -> EventStream:
         return EventStream(

@@ -12,7 +12,8 @@ import pytest
 from kvstet.config import EngineOptions, ModelOptions
 from kvstet.engine import supervisor as supervisor_module
 from kvstet.engine.fake import FakeModel
-from kvstet.engine.messages import Event, Finished, Generate, ModelInfo, Progress, Token
+from kvstet.engine.fake_client import TINY_MODEL
+from kvstet.engine.messages import Event, Finished, Generate, Progress, Token
 from kvstet.engine.model import Batch
 from kvstet.engine.process import Loaded
 from kvstet.engine.supervisor import Supervisor
@@ -20,24 +21,6 @@ from kvstet.errors import ContextOverflow, EngineCrashed, ModelLoadError, Shutti
 from kvstet.types import GREEDY, RequestId
 
 POISON, SLOW = 61, 62
-
-INFO = ModelInfo(
-    name="fake",
-    architecture="fake",
-    description="fake",
-    num_parameters=0,
-    size_bytes=0,
-    vocab_size=64,
-    context_length=4096,
-    training_context_length=4096,
-    live_cells=4096,
-    parallel=4,
-    memory_kind="attention",
-    memory_summary="",
-    span_bytes_per_token=4,
-    checkpoint_bytes=0,
-    chat_template=None,
-)
 
 
 class Mortal(FakeModel):
@@ -59,8 +42,8 @@ def load_mortal(options: ModelOptions, on_progress: Callable[[float], None]) -> 
     if marker.suffix == ".once" and not marker.exists():
         # Only the first process is mortal: the poison is a passing fault.
         marker.touch()
-        return Loaded(Mortal(), INFO)
-    return Loaded(FakeModel() if marker.suffix == ".once" else Mortal(), INFO)
+        return Loaded(Mortal(), TINY_MODEL)
+    return Loaded(FakeModel() if marker.suffix == ".once" else Mortal(), TINY_MODEL)
 
 
 def load_nothing(options: ModelOptions, on_progress: Callable[[float], None]) -> Loaded:

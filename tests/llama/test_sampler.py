@@ -18,7 +18,7 @@ from kvstet.errors import GrammarError, InvalidRequest, LlamaError, MemoryMisuse
 from kvstet.llama.chain import NUM_SEEDS, Windows, check_sampling, make_chain
 from kvstet.llama.model import Model
 from kvstet.llama.sampler import GrammarSampler, Sampler
-from kvstet.llama.schema import ANY_OBJECT
+from kvstet.llama.schema import schema_grammar
 from kvstet.llama.vocab import Vocab
 from kvstet.types import GREEDY, Sampling, Tokens
 
@@ -271,7 +271,7 @@ def test_any_object_is_json(seed: int, vocab: Vocab, chain: Any) -> None:
     bias[[token for token in range(vocab.num_tokens) if vocab.piece(token) in (b"}", b'"', b":")]] = 9
     bias[list(vocab.end_tokens)] = 20
     logits = random_logits(vocab, seed)
-    text = written(vocab, chain, ANY_OBJECT, lambda: logits() + bias, limit=60)
+    text = written(vocab, chain, schema_grammar({"type": "object"}), lambda: logits() + bias, limit=60)
     assert isinstance(json.loads(text), dict)
 
 

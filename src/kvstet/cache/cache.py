@@ -226,7 +226,7 @@ class Cache:
     # Checking
 
     def check(self) -> None:
-        """Raise AssertionError where an invariant does not hold; for tests and `--debug`."""
+        """Raise AssertionError where an invariant does not hold; for tests."""
         num_nodes = 0
         shares: Counter[Stored] = Counter()
         for node in self.tree.nodes():

@@ -120,10 +120,6 @@ class Match:
         """The match of the tokens that end where the node does."""
         return cls(tuple(node.path())[::-1], node.stop)
 
-    def has_whole(self, node: Node) -> bool:
-        """Whether a node of the path is matched to its end."""
-        return node.stop <= self.length
-
 
 class Tree:
     """A radix tree of token spans. Nodes are cut at message ends and where branches fork, and never change tokens."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.panel import Panel
@@ -16,41 +17,46 @@ BAR_WIDTH = 8
 """With it the table fits a terminal of 80 columns."""
 
 
-def new_table(title: str) -> Table:
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), header_style="bold")
-    table.add_column("request", no_wrap=True)
-    for name in ("prompt", "reused", "computed", "seconds", "cold"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    return table
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums over all requests."""
+
+    num_prompt_tokens: int
+    num_computed_tokens: int
+    warm_seconds: float
+    cold_seconds: float
+
+    @classmethod
+    def of(cls, pairs: Sequence[Pair]) -> Totals:
+        return cls(
+            sum(pair.warm.num_prompt_tokens for pair in pairs),
+            sum(pair.warm.num_computed_tokens for pair in pairs),
+            sum(pair.warm.prompt_seconds for pair in pairs),
+            sum(pair.cold.prompt_seconds for pair in pairs),
+        )
 
 
 def show(console: Console, pairs: Sequence[Pair]) -> None:
     """The table, and what was saved in total."""
-    table = new_table("")
+    totals = Totals.of(pairs)
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column("request", no_wrap=True)
+    for name in ("prompt", "reused", "computed", "seconds", "cold"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for pair in pairs:
-        warm, cold = pair.warm, pair.cold
-        table.add_row(
-            pair.request.label,
-            f"{warm.num_prompt_tokens:,}",
-            f"{warm.num_reused_tokens + warm.num_loaded_tokens:,}",
-            f"{warm.num_computed_tokens:,}",
-            f"{warm.prompt_seconds:.2f}",
-            f"{cold.prompt_seconds:.2f}",
-            bar(warm),
-        )
+        table.add_row(pair.request.label, *cells(Totals.of([pair])), bar(pair.warm))
     table.add_section()
-    table.add_row("all", *totals(pairs), style="bold")
+    table.add_row("all", *cells(totals), style="bold")
     console.print(table)
-    console.print(Panel(summary(pairs), border_style="green", expand=False))
+    console.print(Panel(f"{summary(totals)}\n{agreement(pairs)}", border_style="green", expand=False))
 
 
-def totals(pairs: Sequence[Pair]) -> tuple[str, ...]:
-    prompt = sum(pair.warm.num_prompt_tokens for pair in pairs)
-    computed = sum(pair.warm.num_computed_tokens for pair in pairs)
-    warm = sum(pair.warm.prompt_seconds for pair in pairs)
-    cold = sum(pair.cold.prompt_seconds for pair in pairs)
-    return f"{prompt:,}", f"{prompt - computed:,}", f"{computed:,}", f"{warm:.2f}", f"{cold:.2f}"
+def cells(totals: Totals) -> tuple[str, ...]:
+    """The numbers of one row."""
+    prompt, computed = totals.num_prompt_tokens, totals.num_computed_tokens
+    seconds = f"{totals.warm_seconds:.2f}", f"{totals.cold_seconds:.2f}"
+    return f"{prompt:,}", f"{prompt - computed:,}", f"{computed:,}", *seconds
 
 
 def bar(answer: Answer) -> Text:
@@ -59,15 +65,13 @@ def bar(answer: Answer) -> Text:
     return Text.assemble(("━" * (BAR_WIDTH - num_computed), "green"), ("━" * num_computed, "yellow"))
 
 
-def summary(pairs: Sequence[Pair]) -> str:
-    """What was saved, and whether the replies are the same."""
-    prompt = sum(pair.warm.num_prompt_tokens for pair in pairs)
-    computed = sum(pair.warm.num_computed_tokens for pair in pairs)
-    warm = sum(pair.warm.prompt_seconds for pair in pairs)
-    cold = sum(pair.cold.prompt_seconds for pair in pairs)
+def summary(totals: Totals) -> str:
+    """What was saved."""
+    prompt, computed = totals.num_prompt_tokens, totals.num_computed_tokens
+    warm, cold = totals.warm_seconds, totals.cold_seconds
     return (
         f"[bold]{computed:,} of {prompt:,} prompt tokens computed ({1 - computed / prompt:.0%} saved)[/bold]; "
-        f"{warm:.1f} s instead of {cold:.1f} s until the first token ({cold / warm:.1f}x as fast)\n{agreement(pairs)}"
+        f"{warm:.1f} s instead of {cold:.1f} s until the first token ({cold / warm:.1f}x as fast)"
     )
 
 

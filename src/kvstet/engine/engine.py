@@ -150,7 +150,7 @@ class Engine:
     def _start(self, job: Job) -> bool:
         """Bring a job's prefix to life and let it run. False: not in this step, neither it nor anyone behind it."""
         node = self._place(job)
-        plan = self._plan(job)
+        plan = self._plan(job, node)
         job.wait = plan.wait
         if plan.wait is not None:
             return True
@@ -159,7 +159,7 @@ class Engine:
             return False
         if self.live.num_parked < num_parked:
             # What was released to make room may have been a part of the plan.
-            plan = self._plan(job)
+            plan = self._plan(job, node)
         begun = self._clock()
         try:
             job.branch = self.live.take(plan, node)
@@ -174,8 +174,8 @@ class Engine:
             self._tell_started(job, plan, self._clock() - begun)
         return True
 
-    def _plan(self, job: Job) -> Plan:
-        return self.cache.plan_to(self._place(job)) if job.request.cache_prompt else self.cache.plan_cold(job.tokens)
+    def _plan(self, job: Job, node: Node) -> Plan:
+        return self.cache.plan_to(node) if job.request.cache_prompt else self.cache.plan_cold(job.tokens)
 
     def _place(self, job: Job) -> Node:
         """The job's end in the tree, pinned so that what leads there stays."""
@@ -214,7 +214,7 @@ class Engine:
         """State did not fit after all: try again alone, or else later."""
         if self._running:
             return False
-        if self.live.parked:
+        if self.live.num_parked:
             self.live.make_room(self._model.num_cells)
             return self._start(job)
         raise OutOfCells(f"{len(job.tokens)} tokens do not fit in {self._model.num_cells} live cells.")
@@ -309,8 +309,8 @@ class Engine:
 
     def _relieve(self) -> None:
         """The live cells are full: let go of what is parked, or of the youngest request for now."""
-        if self.live.parked:
-            self.live.release(self.live.parked[0])
+        if parked := self.live.parked:
+            self.live.release(parked[0])
         elif len(self._running) > 1:
             self._preempt(self._running[-1])
         else:

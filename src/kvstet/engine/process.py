@@ -19,7 +19,7 @@ from kvstet.cache.cache import Cache
 from kvstet.cache.tier import RamTier
 from kvstet.config import EngineOptions, ModelOptions
 from kvstet.engine.engine import Engine
-from kvstet.engine.messages import Cancel, Event, Generate, ModelInfo, Stats
+from kvstet.engine.messages import Command, Event, Generate, ModelInfo, Stats
 from kvstet.engine.model import Model
 from kvstet.engine.wire import Channel
 from kvstet.errors import KvstetError
@@ -156,7 +156,7 @@ def _serve(engine: Engine, channel: Channel) -> None:
         timeout = None if engine.is_idle and not engine.idle_step() else 0.0
 
 
-def _obey(engine: Engine, command: Generate | Cancel) -> None:
+def _obey(engine: Engine, command: Command) -> None:
     if isinstance(command, Generate):
         engine.submit(command)
     else:

@@ -29,6 +29,17 @@ GGML_TYPES: dict[KvType, int] = {
 """`enum ggml_type` in ggml.h."""
 
 ROPE_SCALING = {"none": 0, "linear": 1, "yarn": 2, "longrope": 3}
+SAME_NAMES = (
+    "rope_freq_base",
+    "rope_freq_scale",
+    "yarn_ext_factor",
+    "yarn_attn_factor",
+    "yarn_beta_fast",
+    "yarn_beta_slow",
+    "yarn_orig_ctx",
+)
+"""Options that libllama has under the same name; those that are not set stay as it has them."""
+
 FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 SMALL_CONTEXT = 32768
 MIN_CELLS = 4096
@@ -54,10 +65,9 @@ def context_parameters(model: Model, options: ModelOptions, traits: MemoryTraits
     p.no_perf = True
     if options.rope_scaling is not None:
         p.rope_scaling_type = ROPE_SCALING[options.rope_scaling]
-    for name in ("rope_freq_base", "rope_freq_scale", "yarn_ext_factor", "yarn_attn_factor"):
-        _set(p, name, getattr(options, name))
-    for name in ("yarn_beta_fast", "yarn_beta_slow", "yarn_orig_ctx"):
-        _set(p, name, getattr(options, name))
+    for name in SAME_NAMES:
+        if (value := getattr(options, name)) is not None:
+            setattr(p, name, value)
     return p
 
 
@@ -123,8 +133,3 @@ def _affordable_cells(model: Model, options: ModelOptions) -> int:
     total_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     share_bytes = max(int(KV_MEMORY_SHARE * total_bytes), 256 * MIB)
     return max(256, share_bytes // max(1, kv_bytes_per_token(model, options)))
-
-
-def _set(parameters: Any, name: str, value: float | None) -> None:
-    if value is not None:
-        setattr(parameters, name, value)

@@ -123,7 +123,3 @@ def _reason(error: BaseException) -> str:
         return "it has too many levels or too many optional properties in one object"
     text = f"{error} is missing or not known" if isinstance(error, KeyError) else str(error) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:200]}..."
-
-
-ANY_OBJECT = schema_grammar({"type": "object"})
-"""Grammar of any JSON object, for ``response_format: json_object``."""
