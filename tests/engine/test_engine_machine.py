@@ -128,9 +128,9 @@ class CheckedEngine(Harness):
     def _checked_plan(self, engine: Engine):
         plan = engine._plan
 
-        def checked(job: Job) -> Plan:
+        def checked(job: Job, node: Node) -> Plan:
             self._is_cold = not job.request.cache_prompt
-            made = plan(job)
+            made = plan(job, node)
             assert not self._is_cold or (made.resume, made.wait) == (0, None)
             return made
 
