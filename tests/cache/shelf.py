@@ -113,6 +113,9 @@ class Shelf:
 
     # Reading
 
+    def branch_value(self, branch: Branch) -> float:
+        return self.cache.policy.branch_value(branch, self.cache.num_own_cells()[branch], self.now)
+
     def node(self, prompt: str) -> Node:
         """The node that ends where the prompt does."""
         match = self.cache.tree.match(tokens(prompt))

@@ -62,7 +62,7 @@ def test_cells_of_a_shared_prefix_count_once():
     second = shelf.parked(1, "abcXYZ")
     third = shelf.parked(2, "abcXQ")
     assert shelf.cache.num_live_cells == 6 + 3 + 1
-    assert [shelf.cache.num_own_cells(branch) for branch in (first, second, third)] == [3, 2, 1]
+    assert [shelf.cache.num_own_cells()[branch] for branch in (first, second, third)] == [3, 2, 1]
     shelf.cache.close(first)
     assert shelf.cache.num_live_cells == 3 + 3 + 1
     shelf.cache.close(second)
@@ -87,8 +87,8 @@ def test_a_fork_does_not_grow_with_the_branch_it_came_from():
     source.length = 6
     fork.length = 3
     assert shelf.cache.num_live_cells == 6 + 1
-    assert shelf.cache.num_own_cells(fork) == 1
-    assert shelf.cache.num_own_cells(source) == 4
+    assert shelf.cache.num_own_cells()[fork] == 1
+    assert shelf.cache.num_own_cells()[source] == 4
 
 
 def test_forks_of_forks_do_not_add_up():
@@ -111,7 +111,7 @@ def test_the_longest_hold_on_a_closed_branch_goes_on():
     shelf.cache.close(first)
     assert [len(branch.cells()) for branch in (short, long)] == [2, 1]
     assert shelf.cache.num_live_cells == 8 + 2
-    assert [shelf.cache.num_own_cells(branch) for branch in (short, long)] == [2, 4]
+    assert [shelf.cache.num_own_cells()[branch] for branch in (short, long)] == [2, 4]
     shelf.cache.close(long)
     assert (len(short.cells()), shelf.cache.num_live_cells) == (1, 6)
 
@@ -124,7 +124,7 @@ def test_a_branch_that_may_still_grow_keeps_its_cells_to_itself():
     shelf.cache.reopen(stem, shelf.cache.insert(tokens("abcdef"), ()))
     stem.length = 6
     assert shelf.cache.num_live_cells == 6 + 2
-    assert [shelf.cache.num_own_cells(branch) for branch in (stem, fork)] == [2, 2]
+    assert [shelf.cache.num_own_cells()[branch] for branch in (stem, fork)] == [2, 2]
 
 
 def test_a_parked_branch_forgets_the_part_of_its_path_that_it_never_computed():

@@ -312,7 +312,7 @@ class CacheMachine(RuleBasedStateMachine):
         assert self.cache.num_live_cells == len({cell for h in held.values() for cell in h.cells})
         for seq, branch in self.branches.items():
             others = {cell for other, h in held.items() if other != seq for cell in h.cells}
-            assert self.cache.num_own_cells(branch) == len({*held[seq].cells} - others)
+            assert self.cache.num_own_cells()[branch] == len({*held[seq].cells} - others)
             assert branch.length == len(held[seq].text) == len(held[seq].cells)
 
     def teardown(self) -> None:

@@ -231,25 +231,25 @@ def test_a_live_branch_is_worth_the_tokens_that_only_it_holds():
     shelf.parked(0, "abcd")
     branch = shelf.parked(1, "abXYZ")
     assert policy.branch_value(branch, 3, 0.0) == pytest.approx(3 / 3)
-    assert shelf.cache.branch_value(branch) == pytest.approx(3 / 3)
+    assert shelf.branch_value(branch) == pytest.approx(3 / 3)
     assert shelf.save_span(branch.node)
-    assert shelf.cache.branch_value(branch) == pytest.approx(3 * FLAT.load_seconds_per_token / 3)
+    assert shelf.branch_value(branch) == pytest.approx(3 * FLAT.load_seconds_per_token / 3)
 
 
 def test_a_branch_within_another_is_worth_nothing():
     shelf = Shelf()
     inner = shelf.parked(0, "ab")
     shelf.parked(1, "abcd")
-    assert shelf.cache.branch_value(inner) == 0
+    assert shelf.branch_value(inner) == 0
 
 
 @WITHOUT_SPANS
 def test_a_branch_with_a_checkpoint_at_its_tip_can_be_loaded_again(traits: MemoryTraits):
     shelf = Shelf(traits)
     branch = shelf.parked(0, "abcd")
-    before = shelf.cache.branch_value(branch)
+    before = shelf.branch_value(branch)
     assert shelf.save_checkpoint(branch.node)
-    assert 0 < shelf.cache.branch_value(branch) < before
+    assert 0 < shelf.branch_value(branch) < before
 
 
 def test_pieces_are_plain_values():

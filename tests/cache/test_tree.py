@@ -44,6 +44,14 @@ def test_a_prompt_that_ends_inside_a_node_gets_a_node_end():
     assert outline(tree) == {"abc": {"def": {}}}
 
 
+def test_known_nodes_are_cut_too_where_a_prompt_asks_for_it():
+    tree = grown("abcdef", "abcxyz")
+    tree.insert(tokens("abcdefgh"), (1, 2, 3, 5, 7), 0.0)
+    assert outline(tree) == {"a": {"b": {"c": {"de": {"f": {"g": {"h": {}}}}, "xyz": {}}}}}
+    tree.insert(tokens("abcx"), (1, 3), 0.0)
+    assert outline(tree) == {"a": {"b": {"c": {"de": {"f": {"g": {"h": {}}}}, "x": {"yz": {}}}}}}
+
+
 def test_nothing_is_cut_where_a_prompt_only_goes_on():
     assert outline(grown("abc", "abcdef", "abcdefg")) == {"abc": {"def": {"g": {}}}}
 

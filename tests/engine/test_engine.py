@@ -52,6 +52,16 @@ def test_a_fully_cached_prompt_does_not_step_back_a_whole_checkpoint(traits: Mem
 
 
 @ALL_KINDS
+def test_a_rewind_into_a_message_costs_the_way_to_it_only_once(traits: MemoryTraits):
+    h = Harness(traits)
+    prompt = words(300)
+    h.ask("a", prompt)
+    h.ask("rewound", prompt[:150])
+    h.ask("again", prompt[:150])
+    assert h.reuse("again").num_computed_tokens == 1
+
+
+@ALL_KINDS
 def test_requests_at_once_share_the_prefix_that_one_computes(traits: MemoryTraits):
     h = Harness(traits, parallel=8, num_sequences=16)
     shared = words(600)

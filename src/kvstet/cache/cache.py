@@ -7,10 +7,12 @@ a request adds is a branch of its own.
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
+from heapq import nlargest
 from itertools import pairwise
+from operator import itemgetter
 from typing import Literal
 
 from kvstet.cache.plan import Fork, Plan, plan
@@ -71,18 +73,28 @@ class Cache:
         """Cells that these branches take; a shared prefix counts once."""
         return sum(end - run.start for run, end in _run_ends(branches).items())
 
-    def num_own_cells(self, branch: Branch) -> int:
-        """Cells that would be free without this branch."""
-        others = _run_ends(self.branches - {branch})
-        return sum(max(0, end - others.get(run, run.start)) for run, end in branch.cells())
+    def num_own_cells(self) -> dict[Branch, int]:
+        """For each branch, the cells that would be free without it."""
+        holds: dict[CellRun, list[tuple[int, Branch]]] = defaultdict(list)
+        for branch in self.branches:
+            for run, end in branch.cells():
+                holds[run].append((end, branch))
+        counts = dict.fromkeys(self.branches, 0)
+        for run, held in holds.items():
+            # Only the longest hold on a run has something for itself: what it has beyond the second longest.
+            (end, longest), (rest, _) = nlargest(2, [*held, (run.start, None)], key=itemgetter(0))
+            if longest is not None:
+                counts[longest] += end - rest
+        return counts
 
     # Growing
 
-    def insert(self, tokens: Tokens, cuts: tuple[int, ...]) -> Node:
-        """The node that ends where the tokens do; it has no state yet."""
+    def insert(self, tokens: Tokens, cuts: tuple[int, ...], match: Match | None = None) -> Node:
+        """The node that ends where the tokens do; it has no state yet. ``match`` spares the search for their prefix."""
         if self.tree.num_nodes > self._max_nodes:
             self._forget_bare_nodes()
-        return self.tree.insert(tokens, cuts, self._clock())
+            match = None
+        return self.tree.insert(tokens, cuts, self._clock(), match)
 
     def open(self, seq: SeqId, node: Node, length: int, fork: Fork | None) -> Branch:
         """A sequence begins to live on the path to ``node``, of which it holds ``length`` tokens, forked or loaded."""
@@ -213,9 +225,10 @@ class Cache:
                 node.checkpoint = None
         self.tier.drop(stored.key)
 
-    def branch_value(self, branch: Branch) -> float:
-        """Seconds per cell that keeping a parked branch live is expected to save."""
-        return self.policy.branch_value(branch, self.num_own_cells(branch), self._clock())
+    def by_value(self, branches: Iterable[Branch]) -> list[Branch]:
+        """Parked branches, those first whose cells save the least."""
+        now, num_own_cells = self._clock(), self.num_own_cells()
+        return sorted(branches, key=lambda branch: self.policy.branch_value(branch, num_own_cells[branch], now))
 
     def evict(self, piece: Piece) -> None:
         """Drop one piece of saved state."""
@@ -232,8 +245,8 @@ class Cache:
         for node in self.tree.nodes():
             num_nodes += 1
             parent = node.parent
-            assert parent is not None and len(node.tokens) > 0 and node.start == parent.stop
-            assert parent.children[int(node.tokens[0])] is node
+            assert parent is not None and node.start < node.stop and node.start == parent.stop
+            assert parent.children[node.first_token] is node
             assert node.branches <= parent.branches or parent is self.tree.root
             assert node.num_leases <= parent.num_leases or parent is self.tree.root
             for stored in (node.span, node.checkpoint):

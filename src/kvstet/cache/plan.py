@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from kvstet.cache.tree import Branch, Match, Node, Stored
 from kvstet.types import MemoryTraits
@@ -16,8 +17,7 @@ class Fork:
     stop: int
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(NamedTuple):
     """Bring back tokens ``[start, stop)`` from a span blob."""
 
     stored: Stored

@@ -69,7 +69,7 @@ class Policy:
         if any(child.span and child not in gone for child in node.children.values()):
             return None
         # The last node that has a part of a blob keeps all of it.
-        share = len(node.tokens) / (span.stop - span.start) if span.num_nodes > 1 else 1.0
+        share = (node.stop - node.start) / (span.stop - span.start) if span.num_nodes > 1 else 1.0
         num_bytes = max(1.0, span.num_bytes * share)
         return Piece(node, "span", span, self._span_seconds(node) * chance(node, now) / num_bytes)
 
@@ -120,7 +120,7 @@ class Policy:
                 break
             is_saved = node.span is not None or (node.checkpoint is not None and not self.traits.has_spans)
             seconds += (
-                len(node.tokens) * self.rates.load_seconds_per_token
+                (node.stop - node.start) * self.rates.load_seconds_per_token
                 if is_saved
                 else self.rates.compute_seconds(node.start, node.stop)
             )

@@ -11,8 +11,8 @@ import numpy as np
 from kvstet.cache.tier import BlobKey
 from kvstet.types import SeqId, Tokens
 
-NO_TOKENS: Tokens = np.zeros(0, np.int32)
 ID_BYTES = 16
+TOKEN = np.dtype("<i4")
 
 
 @dataclass(eq=False, slots=True)
@@ -65,7 +65,8 @@ class Node:
     """Tokens ``[start, stop)`` behind the parent's; see the module's docstring."""
 
     parent: Node | None
-    tokens: Tokens
+    data: bytes
+    """The node's tokens, as bytes: they compare many times faster than arrays that are as short as most nodes."""
     start: int
     hasher: hashlib.blake2b
     children: dict[int, Node] = field(default_factory=dict[int, "Node"])
@@ -83,7 +84,15 @@ class Node:
     """Stays when the node is cut: the new node takes its head."""
 
     def __post_init__(self) -> None:
-        self.stop = self.start + len(self.tokens)
+        self.stop = self.start + len(self.data) // TOKEN.itemsize
+
+    @property
+    def tokens(self) -> Tokens:
+        return np.frombuffer(self.data, TOKEN)
+
+    @property
+    def first_token(self) -> int:
+        return int.from_bytes(self.data[: TOKEN.itemsize], "little", signed=True)
 
     @property
     def id(self) -> bytes:
@@ -126,32 +135,37 @@ class Tree:
 
     def __init__(self, fingerprint: bytes = b"") -> None:
         """``fingerprint`` names the model and all that changes its numbers; it seeds every identity."""
-        self.root = Node(None, NO_TOKENS, 0, hashlib.blake2b(fingerprint, digest_size=ID_BYTES))
+        self.root = Node(None, b"", 0, hashlib.blake2b(fingerprint, digest_size=ID_BYTES))
         self.num_nodes = 0
 
     def match(self, tokens: Tokens) -> Match:
         """Walk down as far as the tokens go. Read-only; O(tokens + nodes on the path)."""
         path: list[Node] = []
         node, length = self.root, 0
-        data = tokens.tobytes()
-        num_tokens = len(tokens)
-        while length < num_tokens and (child := node.children.get(int(tokens[length]))):
+        data = _bytes(tokens)
+        firsts = memoryview(data).cast("i")
+        num_tokens = len(firsts)
+        while length < num_tokens and (child := node.children.get(firsts[length])):
             path.append(child)
-            # Bytes compare many times faster than arrays that are as short as most nodes.
-            if not data.startswith(child.tokens.tobytes(), length * tokens.itemsize):
+            if not data.startswith(child.data, length * TOKEN.itemsize):
                 length += _num_equal(child.tokens, tokens[length:])
                 break
             node, length = child, child.stop
         return Match(tuple(path), length)
 
-    def insert(self, tokens: Tokens, cuts: tuple[int, ...], now: float) -> Node:
-        """The node that ends at the end of ``tokens``, growing what is missing, cut at ``cuts`` as well."""
-        match = self.match(tokens)
+    def insert(self, tokens: Tokens, cuts: tuple[int, ...], now: float, match: Match | None = None) -> Node:
+        """The node that ends at the end of ``tokens``, growing what is missing, cut at ``cuts`` as well.
+
+        ``match`` is that of the tokens, where the caller has it already.
+        """
+        match = match or self.match(tokens)
         node = self._end_at(match)
-        for stop in sorted({cut for cut in cuts if match.length < cut < len(tokens)} | {len(tokens)}):
-            if stop > node.stop:
+        for stop in sorted({cut for cut in cuts if 0 < cut < len(tokens)} - {step.stop for step in match.path}):
+            if stop <= match.length:
+                self.cut(next(step for step in node.path() if step.start < stop), stop)
+            else:
                 node = self._grow(node, tokens[node.stop : stop], now)
-        return node
+        return self._grow(node, tokens[node.stop :], now) if node.stop < len(tokens) else node
 
     def cut(self, node: Node, position: int) -> Node:
         """Make a node end at ``position`` within ``node``, and return it; all state stays where it is."""
@@ -159,22 +173,23 @@ class Tree:
             return node
         parent = node.parent
         assert parent is not None and node.start < position < node.stop
-        head, tail = np.split(node.tokens, [position - node.start])
+        middle = (position - node.start) * TOKEN.itemsize
+        head, tail = node.data[:middle], node.data[middle:]
         upper = Node(parent, head, node.start, _hashed(parent, head))
         upper.span, upper.branches, upper.num_leases = node.span, set(node.branches), node.num_leases
         upper.num_hits, upper.last_used = node.num_hits, node.last_used
         if upper.span is not None:
             upper.span.num_nodes += 1
-        upper.children[int(tail[0])] = node
-        parent.children[int(head[0])] = upper
-        node.parent, node.tokens, node.start = upper, tail, position
+        node.parent, node.data, node.start = upper, tail, position
+        upper.children[node.first_token] = node
+        parent.children[upper.first_token] = upper
         self.num_nodes += 1
         return upper
 
     def remove(self, node: Node) -> None:
         """Forget a bare node."""
         assert node.is_bare and node.parent is not None
-        del node.parent.children[int(node.tokens[0])]
+        del node.parent.children[node.first_token]
         self.num_nodes -= 1
 
     def nodes(self) -> Iterator[Node]:
@@ -191,9 +206,9 @@ class Tree:
         return self.cut(match.path[-1], match.length)
 
     def _grow(self, parent: Node, tokens: Tokens, now: float) -> Node:
-        # A copy: a slice would keep the request's whole array alive.
-        child = Node(parent, tokens.copy(), parent.stop, _hashed(parent, tokens), last_used=now)
-        parent.children[int(tokens[0])] = child
+        data = _bytes(tokens)
+        child = Node(parent, data, parent.stop, _hashed(parent, data), last_used=now)
+        parent.children[child.first_token] = child
         self.num_nodes += 1
         return child
 
@@ -209,7 +224,11 @@ def _num_equal(a: Tokens, b: Tokens) -> int:
     return first if n and differs[first] else n
 
 
-def _hashed(parent: Node, tokens: Tokens) -> hashlib.blake2b:
+def _bytes(tokens: Tokens) -> bytes:
+    return tokens.astype(TOKEN, copy=False).tobytes()
+
+
+def _hashed(parent: Node, data: bytes) -> hashlib.blake2b:
     hasher = parent.hasher.copy()
-    hasher.update(np.ascontiguousarray(tokens, np.dtype("<i4")).data)
+    hasher.update(data)
     return hasher

@@ -180,8 +180,9 @@ class Engine:
     def _place(self, job: Job) -> Node:
         """The job's end in the tree, pinned so that what leads there stays."""
         if job.node is None:
-            job.num_known = self.cache.tree.match(job.tokens).length
-            job.node = self.cache.insert(job.tokens, self._cuts(job))
+            match = self.cache.tree.match(job.tokens)
+            job.num_known = match.length
+            job.node = self.cache.insert(job.tokens, self._cuts(job), match)
             self.cache.pin(job.node)
         return job.node
 

@@ -43,7 +43,7 @@ class LiveSet:
     @property
     def parked(self) -> list[Branch]:
         """Branches that do not run, the least valuable first."""
-        return sorted(self._work_when_parked, key=self._cache.branch_value)
+        return self._cache.by_value(self._work_when_parked)
 
     def num_free_cells(self) -> int:
         """Live cells that hold nothing."""
