@@ -13,14 +13,20 @@
     │   ├── DeadlineExceeded
     │   ├── EngineCrashed
     │   └── ShuttingDown
-    └── LlamaError                libllama refused, or would have corrupted or aborted
-        ├── ModelLoadError
-        ├── UnsupportedModel
-        ├── MemoryMisuse          a call that would corrupt silently or kill the process
-        ├── OutOfCells            no room in the live KV cells for this batch or snapshot
-        └── SnapshotMismatch      bytes that are not a snapshot of this context
+    ├── LlamaError                libllama refused, or would have corrupted or aborted
+    │   ├── ModelLoadError
+    │   ├── UnsupportedModel
+    │   ├── MemoryMisuse          a call that would corrupt silently or kill the process
+    │   ├── OutOfCells            no room in the live KV cells for this batch or snapshot
+    │   ├── OutOfMemory           no memory to write or read a snapshot; it is not kept, or not loaded
+    │   └── SnapshotMismatch      bytes that are not a snapshot of this context
+    └── CacheError                the cache on disk failed; to the engine it is a miss
+        ├── DamagedBlob           a file that is not, byte for byte, what was written
+        ├── DiskUnavailable       the cache folder or its index cannot be used now
+        ├── NotKept               what a command names is not in the cache folder
+        └── BadExport             a file that cannot be written as an export of the cache, or is none
 
-Foreign errors (Jinja, msgspec, libllama return codes) are translated once, at the seam that meets them.
+Foreign errors (Jinja, msgspec, SQLite, libllama return codes) are translated once, at the seam that meets them.
 All errors pickle: they cross from the engine process to the server.
 """
 
@@ -53,12 +59,12 @@ class ContextOverflow(RequestError):
 
     code = "context_length_exceeded"
 
-    def __init__(self, *, num_prompt_tokens: int, max_prompt_tokens: int) -> None:
+    def __init__(self, *, num_prompt_tokens: int, max_prompt_tokens: int, param: str | None = None) -> None:
         super().__init__(
             f"This model's maximum context length is {max_prompt_tokens} tokens, prompt and reply together, but the"
             f" prompt has {num_prompt_tokens} tokens. Shorten the conversation, or start the server with a larger"
             " --ctx-size.",
-            param="messages",
+            param=param,
         )
         self.num_prompt_tokens = num_prompt_tokens
         self.max_prompt_tokens = max_prompt_tokens
@@ -127,8 +133,32 @@ class OutOfCells(LlamaError):
     """The live KV cells have no room for this batch or snapshot."""
 
 
+class OutOfMemory(LlamaError):
+    """There is no memory to write a snapshot to, or to read one with; the live state is as it was."""
+
+
 class SnapshotMismatch(LlamaError):
     """Bytes that are not a snapshot of this context."""
+
+
+class CacheError(KvstetError):
+    """The cache on disk failed. Requests are served without it."""
+
+
+class DamagedBlob(CacheError):
+    """A blob's file is not, byte for byte, what was written under its name."""
+
+
+class DiskUnavailable(CacheError):
+    """The cache folder or its index cannot be used now: read-only, full, locked or out of reach."""
+
+
+class NotKept(CacheError):
+    """What a command names is not in the cache folder, or its name fits several."""
+
+
+class BadExport(CacheError):
+    """A file that cannot be written as an export of the cache, or that is none, or not a whole one."""
 
 
 def _rebuild(kind: type[RequestError], state: dict[str, object], args: tuple[object, ...]) -> RequestError:

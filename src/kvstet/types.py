@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Literal, NewType, Protocol
 
 import numpy as np
@@ -15,6 +17,23 @@ RequestId = NewType("RequestId", str)
 SeqId = NewType("SeqId", int)
 
 Fidelity = Literal["exact", "equivalent", "approximate"]
+
+MAPPED_BYTES = 64 * 1024
+"""From this size on, a buffer is a memory mapping of its own."""
+
+
+def new_buffer(num_bytes: int) -> NDArray[np.uint8]:
+    """A writable array for state, its content undefined. A large one returns to the system as soon as it is freed.
+
+    The C library's heap would keep it: a few small objects above it are enough. Raises MemoryError.
+    """
+    if num_bytes < MAPPED_BYTES:
+        return np.empty(num_bytes, np.uint8)
+    try:
+        mapping = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"No memory for {num_bytes} bytes of state.") from error
+    return np.frombuffer(mapping, np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +92,12 @@ DEFAULT_SAMPLING = Sampling()
 GREEDY = Sampling(temperature=0.0)
 
 
+HEAD_ROLES = frozenset({"system", "developer"})
+
+CutKind = Literal["head", "user", "assistant", "tool", "other"]
+"""What stands behind a message end: "head" is the end of the system prompt and the tools, else it is the next role."""
+
+
 @dataclass(frozen=True, slots=True)
 class MessageSpan:
     """The tokens ``[start, stop)`` that one message became in the rendered prompt."""
@@ -96,6 +121,24 @@ class Prompt:
     def cuts(self) -> tuple[int, ...]:
         """Token positions at which messages end, ascending."""
         return tuple(span.stop for span in self.spans if span.stop > span.start)
+
+    @property
+    def cut_kinds(self) -> tuple[CutKind, ...]:
+        """What stands behind each of the `cuts`."""
+        spans = [span for span in self.spans if span.stop > span.start]
+        return tuple(_kind_between(span, after) for span, after in zip_longest(spans, spans[1:]))
+
+
+def _kind_between(span: MessageSpan, after: MessageSpan | None) -> CutKind:
+    if after is None or after.index is None:
+        return "other"
+    if span.role in HEAD_ROLES and after.role not in HEAD_ROLES:
+        return "head"
+    match after.role:
+        case "user" | "assistant" | "tool":
+            return after.role
+        case _:
+            return "other"
 
 
 class Tokenizer(Protocol):

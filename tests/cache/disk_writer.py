@@ -1,0 +1,59 @@
+"""A process that writes into a cache folder, to be killed or to run beside another one.
+
+Reads lines ``folder seed count``. For each it forks a child, which spares the time for the imports. The child prints
+its process id when it begins to write; its exit code is printed when it is done, negative where a signal ended it.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import traceback
+from pathlib import Path
+
+from tests.cache.records import FINGERPRINT, record, state
+
+from kvstet.cache.disk import DiskTier
+from kvstet.cache.store import DiskStore
+
+NUM_NAMES = 100
+"""Few enough that writers meet."""
+
+
+def write_blobs(folder: Path, seed: int, count: int) -> None:
+    """Write ``count`` blobs, and drop one in five of them again."""
+    rng = random.Random(seed)
+    store = DiskStore(folder)
+    tier = DiskTier(store, FINGERPRINT, capacity_bytes=1 << 40, write_bytes_per_hour=None)
+    print(os.getpid(), flush=True)
+    for _ in range(count):
+        name = rng.randrange(NUM_NAMES)
+        blob = record(str(name), start=name)
+        tier.write(blob, state(name, 20_000 * (name % 7)))
+        tier.wait()
+        (written,) = tier.finished()
+        assert written.error is None, written
+        if rng.random() < 0.2:
+            tier.drop([blob.key])
+    tier.close()
+    store.close()
+
+
+def main() -> None:
+    for line in sys.stdin:
+        folder, seed, count = line.split()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                write_blobs(Path(folder), int(seed), int(count))
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        _, status = os.waitpid(pid, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+
+
+if __name__ == "__main__":
+    main()
