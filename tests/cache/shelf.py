@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import shutil
+import tempfile
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from kvstet.cache.archive import Archive
 from kvstet.cache.cache import MAX_NODES, Cache
+from kvstet.cache.disk import DiskTier
+from kvstet.cache.placement import EditDepths
 from kvstet.cache.plan import Plan
-from kvstet.cache.policy import Policy, Rates
+from kvstet.cache.policy import Appraisal, Piece, Policy
+from kvstet.cache.rates import Rates, TierName
+from kvstet.cache.store import DiskStore
 from kvstet.cache.tier import RamTier
-from kvstet.cache.tree import Branch, Node, Tree
+from kvstet.cache.tree import Branch, Node, Stored, Tree
 from kvstet.engine.fake import ATTENTION
 from kvstet.types import Blob, MemoryTraits, SeqId, Tokens
 
 Outline = dict[str, "Outline"]
 
-FLAT = Rates(seconds_per_token=1.0, seconds_per_token_and_position=0.0, load_seconds_per_token=0.01)
-"""Every token costs a second, wherever it stands."""
+FLAT = Rates(1.0, 0.0, ram_bytes_per_second=100.0, disk_bytes_per_second=10.0)
+"""Every token costs a second, wherever it stands, and a byte a hundredth of one to load, or a tenth from disk."""
+
+
+QUICK = Rates(1.0, 0.0, ram_bytes_per_second=1e6, disk_bytes_per_second=1e5)
+"""Any state is loaded faster than computed."""
+
+
+class EvenDepths(EditDepths):
+    """Every node end is as likely to be gone on from as any other, and each as likely as in a path of one."""
+
+    def chances(self, count: int) -> NDArray[np.float64]:
+        return np.ones(count)
 
 
 def tokens(text: str) -> Tokens:
@@ -40,8 +62,29 @@ def outline(node: Node | Tree) -> Outline:
     return {text(child.tokens): outline(child) for child in top.children.values()}
 
 
+NOW = 1_700_000_000.0
+"""Unix time when a shelf's clock says 0."""
+
+MODEL = b"fingerprint-of-a"
+OTHER_MODEL = b"fingerprint-of-b"
+
+
+@contextmanager
+def memory_folder() -> Generator[Path]:
+    """A folder in memory where the system has one: nothing waits for a disk. Gone afterwards."""
+    in_memory = Path("/dev/shm")
+    path = tempfile.mkdtemp(dir=in_memory if os.access(in_memory, os.W_OK) else None)
+    try:
+        yield Path(path)
+    finally:
+        shutil.rmtree(path)
+
+
 class Shelf:
-    """Keeps one cache; a span has one byte per token, a checkpoint ``checkpoint_bytes``."""
+    """Keeps one cache; a span has one byte per token, a checkpoint ``checkpoint_bytes``.
+
+    With a ``folder`` it has a disk behind RAM. Nothing is written there unless a test says so, or RAM is too small.
+    """
 
     def __init__(
         self,
@@ -51,12 +94,72 @@ class Shelf:
         checkpoint_bytes: int = 4,
         max_nodes: int = MAX_NODES,
         rates: Rates = FLAT,
+        folder: Path | None = None,
+        disk_bytes: int = 1 << 20,
+        model: bytes = MODEL,
+        now: float = 0.0,
     ) -> None:
-        self.now = 0.0
+        self.now = now
         self.checkpoint_bytes = checkpoint_bytes
         self.evicted: list[str] = []
-        policy = Policy(traits, rates)
-        self.cache = Cache(traits, RamTier(ram_bytes), policy=policy, clock=lambda: self.now, max_nodes=max_nodes)
+        disk = self._disk(folder, disk_bytes, model) if folder else None
+        self.cache = Cache(
+            traits,
+            RamTier(ram_bytes),
+            disk,
+            fingerprint=model,
+            policy=Policy(traits, rates, EvenDepths()),
+            clock=lambda: self.now,
+            unix_clock=self.unix_time,
+            max_nodes=max_nodes,
+        )
+
+    def _disk(self, folder: Path, capacity_bytes: int, model: bytes) -> DiskTier:
+        self.store = DiskStore(folder, clock=self.unix_time)
+        return DiskTier(self.store, model, capacity_bytes=capacity_bytes, write_bytes_per_hour=None)
+
+    def unix_time(self) -> float:
+        return NOW + self.now
+
+    def close(self) -> None:
+        """End the process in good order."""
+        self.cache.finish()
+        self.store.close()
+
+    def kill(self) -> None:
+        """End the process without a word: what the writer had in hand is on disk, and nobody has noted it."""
+        self.archive.disk.wait()
+        self.store.close()
+
+    # The disk
+
+    @property
+    def archive(self) -> Archive:
+        assert self.cache.archive is not None
+        return self.cache.archive
+
+    def write(self) -> list[str]:
+        """Write all that should be on disk, as far as it can be; the files that are new, in the order of writing."""
+        written: list[str] = []
+        before = self.on_disk()
+        for _ in range(1000):
+            if not self.cache.write_step() and not self.cache.is_writing:
+                return written
+            self.archive.disk.wait()
+            self.archive.collect()
+            self.cache.check()
+            after = self.on_disk()
+            written += [name for name in after if name not in before]
+            before = after
+        raise AssertionError("Writing has no end.")
+
+    def on_disk(self) -> list[str]:
+        return self.kept("disk")
+
+    def path(self, prompt: str, kind: str = "span") -> Path:
+        """The file of a node's state."""
+        stored = getattr(self.node(prompt), kind)
+        return self.store.path(MODEL, stored.key)
 
     # Live branches
 
@@ -102,16 +205,27 @@ class Shelf:
         self.cache.check()
         return branch.node
 
-    def kept(self) -> list[str]:
-        """Prefixes that have saved state, with what they have."""
+    def kept(self, tier: TierName | None = None) -> list[str]:
+        """Prefixes that have saved state (in a tier), with what they have."""
         return sorted(
             f"{prefix(node)} {kind}"
             for node in self.cache.tree.nodes()
             for kind in ("span", "checkpoint")
-            if getattr(node, kind)
+            if (stored := getattr(node, kind))
+            and (tier is None or (stored.in_ram if tier == "ram" else stored.on_disk))
         )
 
+    def order(self, tier: TierName = "ram", num_bytes: int = 1_000_000, newcomer: Stored | None = None) -> list[str]:
+        """Everything that may be evicted from a tier, worst first."""
+        return [f"{prefix(p.stored.nodes[-1])} {p.stored.key.kind}" for p in self.victims(tier, num_bytes, newcomer)]
+
+    def victims(self, tier: TierName, num_bytes: int, newcomer: Stored | None = None) -> list[Piece]:
+        return self.appraisal().victims(tier, num_bytes, newcomer)
+
     # Reading
+
+    def appraisal(self) -> Appraisal:
+        return Appraisal(self.cache.policy, self.cache.tree.nodes(), self.now)
 
     def branch_value(self, branch: Branch) -> float:
         return self.cache.policy.branch_value(branch, self.cache.num_own_cells()[branch], self.now)

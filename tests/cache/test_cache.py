@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from tests.cache.shelf import Shelf, outline, prefix, tokens
 
+from kvstet.cache.placement import EditDepths
 from kvstet.cache.plan import Fork
-from kvstet.cache.tree import Node, Tree
+from kvstet.cache.policy import Appraisal, Piece
+from kvstet.cache.rates import TierName
+from kvstet.cache.tree import Branch, Node, Stored, Tree
 from kvstet.engine.fake import ATTENTION, HYBRID, OPAQUE, RECURRENT, SWA
 from kvstet.types import MemoryTraits, SeqId
 
@@ -18,7 +23,9 @@ def snapshot(shelf: Shelf) -> list[object]:
     tree = shelf.cache.tree
 
     def node(n: Node) -> object:
-        stored = [(s.key, s.start, s.stop, s.num_bytes, s.num_nodes) if s else None for s in (n.span, n.checkpoint)]
+        stored = [
+            (s.key, s.start, s.stop, s.num_bytes, len(s.nodes), repr(s)) if s else None for s in (n.span, n.checkpoint)
+        ]
         branches = sorted((b.seq, b.length, b.is_running, b.cells()) for b in n.branches)
         below = {first: node(child) for first, child in n.children.items()}
         return (n.tokens.tolist(), n.start, n.id, stored, branches, n.num_leases, n.num_hits, n.last_used, below)
@@ -183,7 +190,7 @@ def test_a_parked_branch_runs_on():
 
 
 @pytest.mark.parametrize("traits", [ATTENTION, SWA, HYBRID], ids=lambda t: t.kind)
-def test_spans_are_unsaved_from_the_top_where_no_other_branch_holds_them(traits: MemoryTraits):
+def test_spans_are_unsaved_from_the_top_also_where_other_branches_hold_them(traits: MemoryTraits):
     shelf = Shelf(traits)
     branch = shelf.start(0, "abcdef", cuts=(2, 4), length=5)
     assert [prefix(node) for node in shelf.cache.unsaved(branch)] == ["ab", "abcd"]
@@ -192,8 +199,7 @@ def test_spans_are_unsaved_from_the_top_where_no_other_branch_holds_them(traits:
     branch.length = 6
     assert [prefix(node) for node in shelf.cache.unsaved(branch)] == ["abcd", "abcdef"]
     other = shelf.start(1, "abcdX", length=4)
-    assert [prefix(node) for node in shelf.cache.unsaved(branch)] == ["abcdef"]
-    other.length = 3
+    assert [prefix(node) for node in shelf.cache.unsaved(other)] == ["abcd"]
     assert [prefix(node) for node in shelf.cache.unsaved(branch)] == ["abcd", "abcdef"]
 
 
@@ -227,33 +233,33 @@ def test_a_split_blob_is_accounted_once():
         shelf.cache.check()
     spans = {n.span for n in shelf.nodes(["a", "ab", "abcd", "abcdef"])}
     assert spans == {node.span}
-    assert node.span and node.span.num_nodes == 4
+    assert node.span and [prefix(n) for n in node.span.nodes] == ["a", "ab", "abcd", "abcdef"]
     assert repr(shelf.cache.tier) == "<RamTier 1 blobs, 6/1000 bytes>"
 
 
-def test_a_split_blob_is_dropped_with_its_last_part():
+def test_a_split_blob_is_dropped_whole():
     shelf = Shelf()
     shelf.saved("abcdef")
     shelf.cache.insert(tokens("abX"), ())
-    for prompt, used_bytes in (("abcdef", 6), ("ab", 0)):
-        piece = shelf.cache.policy.span_piece(shelf.node(prompt), 0.0)
-        assert piece
-        shelf.cache.evict(piece)
-        shelf.cache.check()
-        assert shelf.cache.tier.used_bytes == used_bytes
-    assert shelf.cache.num_evicted_blobs == 2
+    (piece,) = shelf.victims("ram", 1)
+    shelf.cache.evict(piece)
+    shelf.cache.check()
+    assert shelf.kept() == []
+    assert shelf.cache.tier.used_bytes == 0
+    assert shelf.cache.num_evicted_blobs == 1
 
 
 def test_a_lost_blob_is_forgotten_by_all_of_its_nodes():
     shelf = Shelf()
     node = shelf.saved("abcdef")
     shelf.cache.insert(tokens("abX"), ())
-    assert node.span and shelf.cache.fetch(node.span) is not None
-    shelf.cache.tier.drop(node.span.key)
-    assert shelf.cache.fetch(node.span) is None
-    shelf.cache.forget(node.span)
+    lost = node.span
+    assert lost and shelf.cache.fetch(lost) is not None
+    shelf.cache.tier.drop(lost.key)
+    assert shelf.cache.fetch(lost) is None
+    assert shelf.kept() == [] == lost.nodes
+    shelf.cache.forget(lost)
     shelf.cache.check()
-    assert shelf.kept() == []
 
 
 @WITHOUT_SPANS
@@ -330,7 +336,7 @@ def test_where_only_a_part_of_the_room_could_be_made_nothing_is_evicted():
     assert shelf.kept() == ["bbbb span", "yy span"]
 
 
-def test_half_a_split_blob_makes_no_room():
+def test_a_split_blob_of_which_a_part_is_leased_makes_no_room():
     shelf = Shelf(ram_bytes=6)
     node = shelf.saved("abcdef", at=0)
     upper = shelf.cache.insert(tokens("abc"), ())
@@ -339,6 +345,8 @@ def test_half_a_split_blob_makes_no_room():
         branch = shelf.parked(0, "xx")
         assert not shelf.save_span(branch.node)
         assert shelf.kept() == ["abc span", "abcdef span"]
+    # That there is no room is known for a moment.
+    shelf.now += 1
     assert shelf.save_span(branch.node)
     assert node.span is None and shelf.kept() == ["xx span"]
 
@@ -356,18 +364,41 @@ def test_a_tier_without_room_keeps_nothing():
     assert not shelf.save_span(shelf.parked(0, "a").node)
 
 
-def test_what_a_running_request_needs_is_worth_any_price_but_not_what_others_need():
+def test_what_a_request_under_way_needs_is_not_for_sale():
     shelf = Shelf(ram_bytes=6)
     shelf.saved("aaa")
     shelf.saved("bbb")
-    for _ in range(9):
-        shelf.cache.touch(shelf.node("aaa"))
-    needed = shelf.run(0, "xxxxx")
-    with shelf.cache.lease(needed.node), shelf.cache.lease(shelf.node("bbb")):
-        assert not shelf.save_span(needed.node)
-        assert shelf.kept() == ["aaa span", "bbb span"]
-        assert shelf.save_span(needed.node, 3)
+    branch = shelf.run(0, "xxxxx")
+    shelf.now = 100_000
+    with shelf.cache.lease(shelf.node("bbb")):
+        assert not shelf.save_span(branch.node)
+        assert shelf.save_span(branch.node, 3)
         assert shelf.kept() == ["bbb span", "xxxxx span"]
+
+
+def test_for_a_moment_after_a_search_for_room_found_none_no_other_is_made(monkeypatch: pytest.MonkeyPatch):
+    shelf = Shelf(ram_bytes=6)
+    shelf.saved("aaa")
+    shelf.saved("bb")
+    searches: list[int] = []
+    victims = Appraisal.victims
+
+    def counted(self: Appraisal, tier: TierName, num_bytes: int, newcomer: Stored | None = None) -> list[Piece]:
+        searches.append(num_bytes)
+        return victims(self, tier, num_bytes, newcomer)
+
+    monkeypatch.setattr(Appraisal, "victims", counted)
+    with shelf.cache.lease(shelf.node("aaa")), shelf.cache.lease(shelf.node("bb")):
+        for seq, prompt in enumerate(["xxx", "yyyy"]):
+            assert not shelf.save_span(shelf.run(seq, prompt).node)
+        assert searches == [2]
+        # Less may find room; and what there is room for needs no search.
+        assert not shelf.save_span(shelf.run(2, "zz").node)
+        assert shelf.save_span(shelf.run(3, "e").node)
+        assert searches == [2, 1]
+        shelf.now += 1
+        assert not shelf.save_span(shelf.run(4, "ttt").node)
+    assert searches == [2, 1, 3]
 
 
 @pytest.mark.parametrize("traits", [SWA, HYBRID], ids=lambda t: t.kind)
@@ -457,3 +488,162 @@ def test_the_tree_of_a_fresh_cache_is_empty():
     shelf = Shelf()
     assert repr(shelf.cache.tree) == repr(Tree()) == "<Tree 0 nodes>"
     shelf.cache.check()
+
+
+# What a request tells
+
+
+def test_what_stands_behind_message_ends_is_noted_on_known_nodes_too():
+    shelf = Shelf()
+    shelf.cache.insert(tokens("abcdef"), ())
+    shelf.cache.insert(tokens("abcdefgh"), {2: "head", 4: "user"})
+    assert {prefix(node): node.kind for node in shelf.cache.tree.nodes()} == {
+        "ab": "head",
+        "abcd": "user",
+        "abcdef": "other",
+        "abcdefgh": "other",
+    }
+    shelf.cache.insert(tokens("abcX"), {2: "head", 3: "tool"})
+    assert [node.kind for node in shelf.nodes(["abc", "abcd", "abcX"])] == ["tool", "user", "other"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "depth"),
+    [
+        ("abcdefghX", 0),
+        ("abcdefgh", 0),
+        ("abcdefX", 1),
+        ("abcdefgX", 1),
+        ("abcdX", 2),
+        ("abX", 3),
+        ("aX", 4),
+    ],
+)
+def test_how_far_back_a_conversation_is_gone_on_from_is_observed(asked: str, depth: int):
+    shelf = Shelf()
+    depths = RecordedDepths()
+    shelf.cache.policy.depths = depths
+    shelf.cache.insert(tokens("abcdefgh"), (2, 4, 6))
+    shelf.cache.look_up(tokens(asked))
+    assert depths.observed == [depth]
+
+
+def test_the_tip_that_was_used_last_is_the_one_that_was_left():
+    shelf = Shelf()
+    depths = RecordedDepths()
+    shelf.cache.policy.depths = depths
+    shelf.cache.insert(tokens("abcdefgh"), (2, 4, 6))
+    shelf.now = 1
+    shelf.cache.insert(tokens("abcX"), ())
+    shelf.cache.look_up(tokens("abcY"))
+    shelf.cache.touch(shelf.node("abcdefgh"))
+    shelf.now = 2
+    shelf.cache.touch(shelf.node("abcdefgh"))
+    shelf.cache.look_up(tokens("abcY"))
+    assert depths.observed == [1, 3]
+
+
+@pytest.mark.parametrize("asked", ["", "X", "Xabcdefgh", "abXYZabc"])
+def test_a_conversation_of_its_own_edits_none(asked: str):
+    shelf = Shelf()
+    depths = RecordedDepths()
+    shelf.cache.policy.depths = depths
+    shelf.cache.insert(tokens("abcdefgh"), (2, 4, 6))
+    shelf.cache.look_up(tokens(asked))
+    assert depths.observed == []
+
+
+class RecordedDepths(EditDepths):
+    def __init__(self) -> None:
+        super().__init__()
+        self.observed: list[int] = []
+
+    def observe(self, depth: int) -> None:
+        self.observed.append(depth)
+
+
+# Room for checkpoints
+
+
+def test_how_many_checkpoints_fit_is_known_from_the_first_one_on():
+    shelf = Shelf(HYBRID, ram_bytes=40)
+    node = shelf.cache.insert(tokens("abcd"), (2,))
+    assert shelf.cache.num_checkpoints_that_fit is None
+    assert shelf.save_span(node)
+    assert shelf.cache.num_checkpoints_that_fit is None
+    assert shelf.save_checkpoint(node, 4)
+    assert shelf.cache.num_checkpoints_that_fit == 10
+    # A few compete with others for room in any case.
+    assert shelf.save_checkpoint(node, 30)
+    assert shelf.cache.num_checkpoints_that_fit == 4
+
+
+def test_a_part_of_the_disk_counts_as_room_for_checkpoints(tmp_path: Path):
+    shelf = Shelf(HYBRID, ram_bytes=40, folder=tmp_path, disk_bytes=4000)
+    assert shelf.save_checkpoint(shelf.cache.insert(tokens("abcd"), ()), 4)
+    assert shelf.cache.num_checkpoints_that_fit == (40 + 1000) // 4
+
+
+# Quarantine
+
+
+def quarantined(shelf: Shelf, prompt: str) -> list[Branch]:
+    branches = shelf.cache.quarantine(shelf.node(prompt), 1.0, 0.1)
+    shelf.cache.check()
+    return branches
+
+
+@ALL_KINDS
+def test_quarantined_state_is_dropped_with_all_that_stands_on_it(traits: MemoryTraits):
+    shelf = Shelf(traits)
+    for prompt in ("ab", "abcd", "abcdef", "abcdXY", "abQ"):
+        node = shelf.saved(prompt, cuts=(2, 4))
+        if traits.has_checkpoints:
+            assert shelf.save_checkpoint(node)
+    assert quarantined(shelf, "abcd") == []
+    kinds = [kind for kind, has in (("checkpoint", traits.has_checkpoints), ("span", traits.has_spans)) if has]
+    assert shelf.kept() == sorted(f"{prompt} {kind}" for prompt in ("ab", "abQ") for kind in kinds)
+    assert shelf.cache.num_quarantined_nodes == 3
+
+
+@ALL_KINDS
+def test_quarantined_state_is_never_planned_forked_waited_for_or_saved_again(traits: MemoryTraits):
+    shelf = Shelf(traits)
+    below = shelf.parked(0, "abcdef", cuts=(2, 4))
+    tip = shelf.parked(1, "ab")
+    runs = shelf.start(2, "abcdefghijkl", length=6)
+    assert set(quarantined(shelf, "abcd")) == {below}
+    for prompt in ("abcdefX", "abcdX", "abcd", "abcdefghijklm"):
+        plan = shelf.plan(prompt)
+        assert (plan.resume, plan.wait) == (2, None)
+        assert plan.fork == Fork(tip if traits.has_checkpoints else below, 2)
+        node = shelf.cache.insert(tokens(prompt), ())
+        assert shelf.cache.plan_to(node) == shelf.plan(prompt)
+    for branch in (below, runs):
+        assert shelf.cache.unsaved(branch) == []
+    for node in shelf.nodes(["abcd", "abcdef", "abcdefX"]):
+        assert not (shelf.save_span(node) if traits.has_spans else shelf.save_checkpoint(node))
+    assert shelf.kept() == []
+    # In front of it, all is as it was.
+    node = shelf.node("ab")
+    assert shelf.save_span(node) if traits.has_spans else shelf.save_checkpoint(node)
+
+
+def test_a_blob_that_reaches_into_what_is_quarantined_goes_whole():
+    shelf = Shelf()
+    shelf.saved("abcdef")
+    shelf.cache.insert(tokens("abcd"), ())
+    quarantined(shelf, "abcdef")
+    assert shelf.kept() == []
+    branch = shelf.run(0, "abcd")
+    assert shelf.save_span(branch.node)
+    assert shelf.plan("abcdef").resume == 4
+
+
+def test_a_running_branch_is_not_closed_for_a_quarantine_but_nobody_forks_it():
+    shelf = Shelf()
+    branch = shelf.run(0, "abcd")
+    assert quarantined(shelf, "abcd") == []
+    assert shelf.plan("abcde").resume == 0
+    shelf.park(branch)
+    assert shelf.plan("abcde").resume == 0

@@ -1,31 +1,46 @@
-"""The cache against a plain model of it: texts that are held, and sets of prefixes whose state is saved."""
+"""The cache against a plain model of it: texts that are held, and blobs that are kept, in RAM and on disk."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import count
-from typing import ClassVar
+from pathlib import Path
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
-from tests.cache.shelf import FLAT, prefix, tokens
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from tests.cache.shelf import MODEL, NOW, QUICK, memory_folder, prefix, tokens
 
+from kvstet.cache.archive import Archive
+from kvstet.cache.blobfile import Record
 from kvstet.cache.cache import Cache
+from kvstet.cache.disk import DiskTier
 from kvstet.cache.plan import Plan
-from kvstet.cache.policy import Piece, Policy
+from kvstet.cache.policy import Appraisal, Piece, Policy
+from kvstet.cache.rates import TierName
+from kvstet.cache.store import DiskStore
 from kvstet.cache.tier import BlobKind, RamTier
-from kvstet.cache.tree import Branch, Node, Stored
+from kvstet.cache.tree import TOKEN, Branch, Node, Stored, Tree
 from kvstet.engine.fake import ATTENTION, HYBRID, OPAQUE, RECURRENT, SWA
 from kvstet.types import Blob, MemoryTraits, SeqId
 
-RAM_BYTES = 24
-CHECKPOINT_BYTES = 5
+TOKEN_BYTES = 2
+CHECKPOINT_BYTES = 10
+RAM_BYTES = 48
 NUM_SEQS = 5
-
 letters = st.text("ab", min_size=1, max_size=6)
 cuts = st.sets(st.integers(1, 14), max_size=4).map(tuple)
 picks = st.integers(0, 1 << 16)
@@ -34,8 +49,43 @@ picks = st.integers(0, 1 << 16)
 def num_shared(*texts: str) -> int:
     """Length of the common prefix."""
     return next(
-        (i for i, letters in enumerate(zip(*texts, strict=False)) if len(set(letters)) > 1), min(map(len, texts))
+        (i for i, (first, *others) in enumerate(zip(*texts, strict=False)) if {first} != {*others}),
+        min(map(len, texts)),
     )
+
+
+class Name(NamedTuple):
+    """A blob, by what it is the state of."""
+
+    kind: BlobKind
+    start: int
+    text: str
+    """The whole prefix."""
+
+    @property
+    def covered(self) -> set[str]:
+        """The prefixes that end within a span."""
+        return {self.text[:stop] for stop in range(self.start + 1, len(self.text) + 1)}
+
+    @property
+    def content(self) -> bytes:
+        """What nothing else is the state of."""
+        if self.kind == "checkpoint":
+            return digest("checkpoint", self.text, CHECKPOINT_BYTES)
+        stops = range(self.start + 1, len(self.text) + 1)
+        return b"".join(digest("token", self.text[:stop], TOKEN_BYTES) for stop in stops)
+
+    @property
+    def blob(self) -> Blob:
+        return Blob(self.start, len(self.text), np.frombuffer(self.content, np.uint8))
+
+
+def digest(what: str, text: str, num_bytes: int) -> bytes:
+    return hashlib.blake2b(f"{what} {text}".encode(), digest_size=num_bytes).digest()
+
+
+def name_of(stored: Stored) -> Name:
+    return Name(stored.key.kind, stored.start, prefix(stored.nodes[-1]))
 
 
 @dataclass
@@ -63,15 +113,27 @@ class Books:
     """The plain model."""
 
     held: dict[SeqId, Held] = field(default_factory=dict)
-    spans: set[str] = field(default_factory=set)
-    """Prefixes whose last token's additive state is saved."""
-    checkpoints: set[str] = field(default_factory=set)
+    kept: set[Name] = field(default_factory=set)
+    """Blobs that some tier has, as far as the cache can know."""
+    damaged: set[Name] = field(default_factory=set)
+    """Those whose file is not what was written, and those whose file is gone."""
     leases: list[str] = field(default_factory=list)
+    quarantined: set[str] = field(default_factory=set)
+
+    @property
+    def spans(self) -> set[str]:
+        """Prefixes whose last token's additive state is saved."""
+        return {text for name in self.kept if name.kind == "span" for text in name.covered}
+
+    @property
+    def checkpoints(self) -> set[str]:
+        return {name.text for name in self.kept if name.kind == "checkpoint"}
 
     def covered(self, prompt: str) -> int:
         """How far additive state goes, from one live sequence and then from saved spans."""
         stop = max((held.shared_with(prompt) for held in self.held.values()), default=0)
-        while stop < len(prompt) and prompt[: stop + 1] in self.spans:
+        spans = self.spans
+        while stop < len(prompt) and prompt[: stop + 1] in spans:
             stop += 1
         return stop
 
@@ -98,45 +160,87 @@ class Books:
 
 
 class RecordingCache(Cache):
-    """Tells the machine what it evicts."""
+    """Tells the books what it evicts."""
 
-    def __init__(self, traits: MemoryTraits, clock, books: Books) -> None:
-        super().__init__(traits, RamTier(RAM_BYTES), policy=Policy(traits, FLAT), clock=clock, max_nodes=40)
+    def __init__(self, traits: MemoryTraits, books: Books, disk: DiskTier | None, clock) -> None:
+        super().__init__(
+            traits,
+            RamTier(RAM_BYTES),
+            disk,
+            fingerprint=MODEL,
+            policy=Policy(traits, QUICK),
+            clock=clock,
+            unix_clock=lambda: NOW + clock(),
+            max_nodes=40,
+        )
         self.books = books
         self.evictions: list[Piece] = []
+        if self.archive:
+            self.evict_from_disk = self.archive.evict
+            self.archive.evict = self.record_disk_eviction
 
     def evict(self, piece: Piece) -> None:
-        node = piece.node
-        assert node.num_leases == 0
-        if piece.kind == "span":
-            # A branch is evicted from its end.
-            assert not any(child.span for child in node.children.values())
+        self.check_eviction(piece)
         self.evictions.append(piece)
+        name = name_of(piece.stored)
         super().evict(piece)
-        if piece.kind == "span":
-            self.books.spans -= texts_of(node)
+        self.note(piece.stored, name)
+
+    def record_disk_eviction(self, piece: Piece) -> None:
+        self.check_eviction(piece)
+        name = name_of(piece.stored)
+        self.books.damaged.discard(name)
+        self.evict_from_disk(piece)
+        self.note(piece.stored, name)
+
+    def check_eviction(self, piece: Piece) -> None:
+        stored = piece.stored
+        assert stored.in_ram if piece.tier == "ram" else stored.on_disk
+        assert not stored.is_leased
+        if stored.key.kind == "span":
+            # A branch is evicted from its end.
+            behind = [child.span for node in stored.nodes for child in node.children.values()]
+            if not self.traits.has_spans:
+                behind += [node.checkpoint for node in stored.nodes]
+            for other in behind:
+                assert other in (None, stored) or not (other.in_ram if piece.tier == "ram" else other.on_disk)
+
+    def note(self, stored: Stored, name: Name) -> None:
+        if not stored.nodes:
+            self.books.kept.discard(name)
         else:
-            self.books.checkpoints.discard(prefix(node))
-
-
-def texts_of(node: Node) -> set[str]:
-    """The prefixes that end within a node."""
-    text = prefix(node)
-    return {text[:stop] for stop in range(node.start + 1, node.stop + 1)}
+            assert stored.in_ram or stored.on_disk
 
 
 class CacheMachine(RuleBasedStateMachine):
     traits: ClassVar[MemoryTraits]
+    disk_capacities: ClassVar[list[int]] = []
+    """Without any, there is no disk."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
         self.books = Books()
-        self.cache = RecordingCache(self.traits, lambda: self.now, self.books)
         self.branches: dict[SeqId, Branch] = {}
         self.leased: list[Node] = []
         self.cell_numbers = count()
         self.prompts = ["a"]
+        self.exits = ExitStack()
+
+    @initialize(data=st.data())
+    def open(self, data: st.DataObject) -> None:
+        if self.disk_capacities:
+            self.folder = self.exits.enter_context(memory_folder())
+            self.capacity = data.draw(st.sampled_from(self.disk_capacities))
+        self.start_process()
+
+    def start_process(self) -> None:
+        disk = None
+        if self.disk_capacities:
+            self.store = DiskStore(self.folder, clock=lambda: NOW + self.now)
+            self.on_disk_at_start = self.store.records(MODEL)
+            disk = DiskTier(self.store, MODEL, capacity_bytes=self.capacity, write_bytes_per_hour=None)
+        self.cache = RecordingCache(self.traits, self.books, disk, lambda: self.now)
 
     # Prompts: grown from earlier ones
 
@@ -150,39 +254,64 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(pick=picks, kept=picks, more=letters, cuts=cuts)
     def insert(self, pick: int, kept: int, more: str, cuts: tuple[int, ...]) -> None:
         prompt = self.prompt(pick, kept, more)
-        node = self.cache.insert(tokens(prompt), cuts)
+        match = self.cache.look_up(tokens(prompt))
+        node = self.cache.insert(tokens(prompt), dict.fromkeys(cuts, "user"), match)
         assert prefix(node) == prompt
 
     @rule(pick=picks, kept=picks, more=letters)
     def plan(self, pick: int, kept: int, more: str) -> None:
-        self.check_plan(self.prompt(pick, kept, more))
+        self.planned_and_fetched(self.prompt(pick, kept, more))
 
     # Branches: as the engine opens, moves and closes them
 
     @precondition(lambda self: len(self.branches) < NUM_SEQS)
     @rule(pick=picks, kept=picks, more=letters, cuts=cuts, take_over=st.booleans())
     def start(self, pick: int, kept: int, more: str, cuts: tuple[int, ...], take_over: bool) -> None:
-        prompt = self.prompt(pick, kept, more)
+        self.started(self.prompt(pick, kept, more), cuts, take_over)
+
+    @rule(pick=picks, kept=picks, more=letters, cuts=cuts, num_reply=st.integers(0, 3), is_released=st.booleans())
+    def serve(self, pick: int, kept: int, more: str, cuts: tuple[int, ...], num_reply: int, is_released: bool) -> None:
+        """A whole request, as the engine would run it; saved at once, it may leave the cells."""
+        if len(self.branches) == NUM_SEQS:
+            self.close(self.branches[min(self.branches)])
+        seq = self.started(self.prompt(pick, kept, more), cuts, take_over=True)
+        branch, held = self.branches[seq], self.books.held[seq]
+        for stop in (*sorted(node.stop for node in branch.node.path()), len(held.path) + num_reply):
+            if stop > len(held.text):
+                self.grow(branch, held, stop - len(held.text))
+                if self.traits.has_checkpoints and stop <= len(held.path):
+                    self.save_tip(branch)
+        self.parked(branch, held)
+        if is_released:
+            self.save_whole(branch)
+            self.close(branch)
+
+    def started(self, prompt: str, cuts: tuple[int, ...], take_over: bool) -> SeqId:
         node = self.cache.insert(tokens(prompt), cuts)
-        plan = self.check_plan(prompt)
-        assert self.cache.plan_to(node) == plan
+        with self.cache.lease(node):
+            plan = self.planned_and_fetched(prompt)
+            assert self.cache.plan_to(node).resume == plan.resume
         fork = plan.fork
         if take_over and fork and not fork.branch.is_running and fork.stop == fork.branch.length == plan.resume:
             self.cache.reopen(fork.branch, node)
             held = self.books.held[fork.branch.seq]
             held.path, held.is_running = prompt, True
-            return
+            return fork.branch.seq
         seq = SeqId(next(seq for seq in range(NUM_SEQS) if SeqId(seq) not in self.branches))
         self.branches[seq] = self.cache.open(seq, node, plan.resume, fork)
         shared = self.books.held[fork.branch.seq].cells[: fork.stop] if fork else []
         own = [next(self.cell_numbers) for _ in range(plan.resume - len(shared))]
         self.books.held[seq] = Held(prompt, prompt[: plan.resume], shared + own)
+        return seq
 
     @precondition(lambda self: self.running())
-    @rule(pick=picks, num_tokens=st.integers(1, 5))
+    @rule(pick=picks, num_tokens=st.integers(1, 12))
     def compute(self, pick: int, num_tokens: int) -> None:
-        branch, held = self.chosen(self.running(), pick)
-        more = held.path[len(held.text) :][:num_tokens] or "a"
+        self.grow(*self.chosen(self.running(), pick), num_tokens)
+
+    def grow(self, branch: Branch, held: Held, num_tokens: int) -> None:
+        """Compute more of the prompt, or of the reply where it is there."""
+        more = held.path[len(held.text) :][:num_tokens] or "b" * num_tokens
         branch.length += len(more)
         held.text += more
         held.cells += [next(self.cell_numbers) for _ in more]
@@ -190,7 +319,9 @@ class CacheMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.running())
     @rule(pick=picks)
     def park(self, pick: int) -> None:
-        branch, held = self.chosen(self.running(), pick)
+        self.parked(*self.chosen(self.running(), pick))
+
+    def parked(self, branch: Branch, held: Held) -> None:
         if not held.text:
             self.close(branch)
             return
@@ -216,66 +347,109 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(pick=picks, which=picks)
     def save_span(self, pick: int, which: int) -> None:
         branch, _ = self.chosen([*self.branches], pick)
-        nodes = self.cache.unsaved(branch)
-        if nodes:
+        if nodes := self.cache.unsaved(branch):
             node = nodes[which % len(nodes)]
-            if self.store(node, "span", Blob(node.start, node.stop, np.zeros(len(node.tokens), np.uint8))):
-                self.books.spans |= texts_of(node)
+            self.save(node, Name("span", node.start, prefix(node)))
 
     @precondition(lambda self: self.traits.has_checkpoints and self.branches)
     @rule(pick=picks)
     def save_checkpoint(self, pick: int) -> None:
-        branch, held = self.chosen([*self.branches], pick)
+        self.save_tip(self.chosen([*self.branches], pick)[0])
+
+    @precondition(lambda self: self.branches)
+    @rule(pick=picks)
+    def save_all(self, pick: int) -> None:
+        self.save_whole(self.chosen([*self.branches], pick)[0])
+
+    def save_whole(self, branch: Branch) -> None:
+        for node in self.cache.unsaved(branch):
+            self.save(node, Name("span", node.start, prefix(node)))
+        if self.cache.lacks_checkpoint(branch):
+            self.save_tip(branch)
+
+    def save_tip(self, branch: Branch) -> None:
+        """The summary state where the branch stands, if a node ends there."""
         for node in branch.node.path():
             if node.stop == branch.length and node.checkpoint is None:
-                if self.store(node, "checkpoint", Blob(0, node.stop, np.zeros(CHECKPOINT_BYTES, np.uint8))):
-                    self.books.checkpoints.add(held.text)
-                return
+                self.save(node, Name("checkpoint", 0, prefix(node)))
 
-    def store(self, node: Node, kind: BlobKind, blob: Blob) -> bool:
+    def save(self, node: Node, name: Name) -> None:
         room = RAM_BYTES - self.cache.tier.used_bytes
         self.cache.evictions.clear()
-        was_kept = self.cache.store(node, kind, blob)
-        if not was_kept:
+        is_quarantined = any(prefix(step) in self.books.quarantined for step in node.path())
+        if self.cache.store(node, name.kind, name.blob):
+            assert not is_quarantined
+            self.books.kept.add(name)
+        else:
             assert not self.cache.evictions
-        assert was_kept or blob.num_bytes > room
-        return was_kept
+            assert is_quarantined or name.blob.num_bytes > room
 
-    @rule()
-    def evict(self) -> None:
-        for piece in [*self.cache.policy.victims(self.cache.tree.nodes(), 1, self.now, float("inf"))]:
-            self.cache.evict(piece)
+    @rule(tier=st.sampled_from(["ram", "disk"]), num_bytes=st.integers(1, 400))
+    def evict(self, tier: TierName, num_bytes: int) -> None:
+        let_go = self.cache.evict
+        if tier == "disk":
+            if self.cache.archive is None:
+                return
+            let_go = self.cache.archive.evict
+        for piece in Appraisal(self.cache.policy, self.cache.tree.nodes(), self.now).victims(tier, num_bytes):
+            stored = piece.stored
+            # Evicting one may have written, and so evicted, others.
+            if stored.in_ram if tier == "ram" else stored.on_disk:
+                let_go(piece)
 
     @precondition(lambda self: self.stored())
-    @rule(pick=picks)
-    def lose(self, pick: int) -> None:
-        """The tier lost a blob."""
+    @rule(pick=picks, is_noticed=st.booleans())
+    def lose(self, pick: int, is_noticed: bool) -> None:
+        """A blob turns out not to be loadable, or RAM has lost it."""
         stored = self.stored()[pick % len(self.stored())]
-        for node in self.cache.tree.nodes():
-            if node.span is stored:
-                self.books.spans -= texts_of(node)
-            if node.checkpoint is stored:
-                self.books.checkpoints.discard(prefix(node))
-        self.cache.tier.drop(stored.key)
+        if is_noticed:
+            self.forget(stored)
+        elif stored.in_ram:
+            self.cache.tier.drop(stored.key)
+            self.fetch(stored)
+
+    @precondition(lambda self: not self.books.quarantined)
+    @rule(pick=picks)
+    def quarantine(self, pick: int) -> None:
+        nodes = sorted(self.cache.tree.nodes(), key=prefix)
+        # Not the root of nearly everything.
+        deep = [node for node in nodes if node.start > 2]
+        if not deep:
+            return
+        node = deep[pick % len(deep)]
+        below = [other for other in nodes if prefix(other).startswith(prefix(node))]
+        gone = {name_of(stored) for stored in self.stored() if not {*below}.isdisjoint(stored.nodes)}
+        self.books.quarantined |= {prefix(other) for other in below}
+        self.books.kept -= gone
+        self.books.damaged -= gone
+        branches = self.cache.quarantine(node, 1.0, 0.1)
+        assert {branch.seq for branch in branches} == {
+            seq for seq, held in self.books.held.items() if not held.is_running and held.path.startswith(prefix(node))
+        }
+        for branch in branches:
+            self.close(branch)
+
+    def forget(self, stored: Stored) -> None:
+        name = name_of(stored)
         self.cache.forget(stored)
+        self.books.kept.discard(name)
+        self.books.damaged.discard(name)
 
     # Leases and time
 
     @rule(pick=picks, kept=picks, more=letters)
     def lease(self, pick: int, kept: int, more: str) -> None:
+        if len(self.leased) > 1:
+            node = self.leased.pop(pick % len(self.leased))
+            self.books.leases.remove(prefix(node))
+            self.cache.unpin(node)
+            self.cache.forget_path(node)
+            return
         prompt = self.prompt(pick, kept, more)
         node = self.cache.insert(tokens(prompt), ())
         self.cache.pin(node)
         self.leased.append(node)
         self.books.leases.append(prompt)
-
-    @precondition(lambda self: self.leased)
-    @rule(pick=picks)
-    def unlease(self, pick: int) -> None:
-        node = self.leased.pop(pick % len(self.leased))
-        self.books.leases.remove(prefix(node))
-        self.cache.unpin(node)
-        self.cache.forget_path(node)
 
     @rule(seconds=st.sampled_from([1.0, 100.0, 5000.0]))
     def let_time_pass(self, seconds: float) -> None:
@@ -294,9 +468,11 @@ class CacheMachine(RuleBasedStateMachine):
 
     @invariant()
     def saved_state_is_what_was_saved(self) -> None:
-        nodes = [*self.cache.tree.nodes()]
-        assert {text for node in nodes if node.span for text in texts_of(node)} == self.books.spans
-        assert {prefix(node) for node in nodes if node.checkpoint} == self.books.checkpoints
+        assert {name_of(stored) for stored in self.stored()} == self.books.kept
+        for stored in self.stored():
+            blob = self.cache.tier.get(stored.key)
+            assert stored.in_ram == (blob is not None)
+            assert blob is None or blob.data.tobytes() == name_of(stored).content
 
     @invariant()
     def nodes_know_who_lives_on_them_and_leases_them(self) -> None:
@@ -310,24 +486,66 @@ class CacheMachine(RuleBasedStateMachine):
     def cells_are_counted_once(self) -> None:
         held = self.books.held
         assert self.cache.num_live_cells == len({cell for h in held.values() for cell in h.cells})
+        num_own_cells = self.cache.num_own_cells()
         for seq, branch in self.branches.items():
             others = {cell for other, h in held.items() if other != seq for cell in h.cells}
-            assert self.cache.num_own_cells()[branch] == len({*held[seq].cells} - others)
+            assert num_own_cells[branch] == len({*held[seq].cells} - others)
             assert branch.length == len(held[seq].text) == len(held[seq].cells)
 
     def teardown(self) -> None:
-        for node in self.leased:
-            self.cache.unpin(node)
-        for branch in self.branches.values():
-            self.cache.close(branch)
-        self.cache.check()
-        assert all(node.num_leases == 0 and not node.branches for node in self.cache.tree.nodes())
+        with self.exits:
+            if not hasattr(self, "cache"):
+                return
+            for node in self.leased:
+                self.cache.unpin(node)
+            for branch in self.branches.values():
+                self.cache.close(branch)
+            self.cache.check()
+            assert all(node.num_leases == 0 and not node.branches for node in self.cache.tree.nodes())
+            for stored in self.stored():
+                if stored.nodes:
+                    self.fetch(stored)
+            self.cache.check()
+            self.end()
+
+    def end(self) -> None:
+        """Close what the last process had open."""
 
     # Inside
+
+    def planned_and_fetched(self, prompt: str) -> Plan:
+        """A plan whose every blob was brought back: what is lost is forgotten, and it is planned again."""
+        for _ in range(100):
+            plan = self.check_plan(prompt)
+            with ExitStack() as stack:
+                if plan.match.path:
+                    stack.enter_context(self.cache.lease(plan.match.path[-1]))
+                stored = [load.stored for load in plan.loads] + [plan.checkpoint] * (plan.checkpoint is not None)
+                if all(self.fetch(part) for part in stored if part is not None):
+                    return plan
+        raise AssertionError("Lost blobs come back.")
+
+    def fetch(self, stored: Stored) -> bool:
+        """Bring back a blob, and look whether it is what it should be. False: it is lost, and forgotten."""
+        name = name_of(stored)
+        was_in_ram = self.cache.tier.get(stored.key) is not None
+        was_on_disk = stored.on_disk
+        blob = self.cache.fetch(stored)
+        if blob is not None:
+            assert was_in_ram or (was_on_disk and name not in self.books.damaged)
+            assert (blob.start, blob.stop) == (name.start, len(name.text))
+            assert blob.data.tobytes() == name.content
+            return True
+        assert not was_in_ram and (not was_on_disk or name in self.books.damaged)
+        self.cache.forget(stored)
+        self.books.kept.discard(name)
+        self.books.damaged.discard(name)
+        return False
 
     def check_plan(self, prompt: str) -> Plan:
         """The cache's plan, if it is as good as can be and can be carried out."""
         plan = self.cache.plan(tokens(prompt))
+        prompt = self.sound(prompt)
         assert plan.resume == self.books.resume(prompt, self.traits)
         self.check_parts(prompt, plan)
         ends = {node.stop for node in plan.match.path} if self.traits.has_checkpoints else None
@@ -339,6 +557,13 @@ class CacheMachine(RuleBasedStateMachine):
             assert held.path.startswith(prompt[: plan.wait.stop]) and len(held.text) < plan.wait.stop
         return plan
 
+    def sound(self, prompt: str) -> str:
+        """The prompt down to where something is quarantined on its way, and a token more, which is computed."""
+        for node in self.cache.tree.match(tokens(prompt)).path:
+            if prefix(node) in self.books.quarantined:
+                return prompt[: node.start + 1]
+        return prompt
+
     def check_parts(self, prompt: str, plan: Plan) -> None:
         stop = 0
         if plan.fork:
@@ -347,11 +572,10 @@ class CacheMachine(RuleBasedStateMachine):
         for load in plan.loads:
             assert load.start == stop < load.stop and load.stored.start <= load.start < load.stop <= load.stored.stop
             stop = load.stop
-            assert {prompt[:n] for n in range(load.start + 1, load.stop + 1)} <= self.books.spans
-            assert self.cache.fetch(load.stored) is not None
+            name = name_of(load.stored)
+            assert name in self.books.kept and num_shared(name.text, prompt) >= load.stop
         if plan.checkpoint:
-            assert prompt[: plan.resume] in self.books.checkpoints and plan.checkpoint.stop == plan.resume
-            assert self.cache.fetch(plan.checkpoint) is not None
+            assert Name("checkpoint", 0, prompt[: plan.resume]) == name_of(plan.checkpoint)
             assert stop == (plan.resume if self.traits.has_spans else 0)
         else:
             assert stop == plan.resume
@@ -367,17 +591,156 @@ class CacheMachine(RuleBasedStateMachine):
         return self.branches[seq], self.books.held[seq]
 
     def stored(self) -> list[Stored]:
+        """All blobs; not the records of paths, which have no state."""
         every = {s.key: s for node in self.cache.tree.nodes() for s in (node.span, node.checkpoint) if s}
-        return [every[key] for key in sorted(every)]
+        return [every[key] for key in sorted(every) if self.traits.has_spans or key.kind == "checkpoint"]
+
+
+class DiskMachine(CacheMachine):
+    """With a disk, whose files are lost and damaged, and a process that ends now and then."""
+
+    disk_capacities: ClassVar[list[int]] = [600, 1500, 1 << 20]
+
+    @property
+    def archive(self) -> Archive:
+        assert self.cache.archive is not None
+        return self.cache.archive
+
+    # What the engine does
+
+    @rule(times=st.integers(1, 4))
+    def write(self, times: int) -> None:
+        """The last file is there, and nobody has noted it."""
+        for _ in range(times):
+            self.cache.write_step()
+            self.archive.disk.wait()
+
+    @rule()
+    def write_all(self) -> None:
+        # More than once, since some wait for others.
+        for _ in range(3 * len(self.stored()) + 20):
+            if not self.cache.write_step() and not self.cache.is_writing:
+                break
+            self.archive.disk.wait()
+        else:
+            raise AssertionError("Writing has no end.")
+        if self.capacity > 1 << 16:
+            self.check_all_is_written()
+
+    @rule(times=st.integers(1, 4))
+    def idle(self, times: int) -> None:
+        for _ in range(times):
+            self.cache.flush_step()
+            self.warm()
+
+    def warm(self) -> None:
+        before = [(stored, name_of(stored)) for stored in self.stored()]
+        num_evicted = self.cache.num_evicted_blobs
+        self.cache.warm_step()
+        assert self.cache.num_evicted_blobs == num_evicted
+        for stored, name in before:
+            if not stored.nodes:
+                assert name in self.books.damaged
+                self.books.kept.discard(name)
+                self.books.damaged.discard(name)
+
+    # What goes wrong
+
+    @precondition(lambda self: self.files())
+    @rule(pick=picks, where=st.one_of(st.none(), picks))
+    def break_a_file(self, pick: int, where: int | None) -> None:
+        """One byte is another one, or the file is gone (None)."""
+        files = self.files()
+        stored, path = files[pick % len(files)]
+        self.books.damaged.add(name_of(stored))
+        if where is None:
+            path.unlink()
+        else:
+            content = bytearray(path.read_bytes())
+            content[where % len(content)] ^= 1 + where % 255
+            path.write_bytes(content)
+
+    @precondition(lambda self: not self.books.quarantined)
+    @rule(is_killed=st.booleans(), is_index_lost=st.booleans())
+    def restart(self, is_killed: bool, is_index_lost: bool) -> None:
+        if is_killed:
+            self.archive.disk.wait()
+        else:
+            self.cache.finish()
+        self.store.close()
+        if is_index_lost:
+            for path in (self.folder / "v1").glob("index.sqlite3*"):
+                path.unlink()
+        self.branches, self.leased = {}, []
+        damaged = self.books.damaged
+        self.books = Books()
+        self.start_process()
+        # What was there before the cache looked.
+        self.books.kept, lost = found(self.on_disk_at_start, self.traits)
+        self.books.damaged = damaged & self.books.kept
+        assert not any(self.store.path(MODEL, record.key).exists() for record in lost)
+        assert not any(stored.in_ram for stored in self.stored())
+
+    # What must hold
+
+    @invariant()
+    def the_disk_keeps_to_its_size(self) -> None:
+        assert sum(path.stat().st_size for path in self.folder.glob("v1/*/*/*")) <= self.capacity
+
+    @invariant()
+    def what_is_on_disk_is_there(self) -> None:
+        for stored in self.stored():
+            path = self.store.path(MODEL, stored.key)
+            if stored.on_disk and name_of(stored) not in self.books.damaged:
+                assert path.exists()
+
+    def end(self) -> None:
+        self.cache.finish()
+        self.store.close()
+
+    # Inside
+
+    def check_all_is_written(self) -> None:
+        """Where the disk has room, all is there whose path is there."""
+        for stored in self.stored():
+            path = [*stored.nodes[-1].path()][len(stored.nodes) * (stored.key.kind == "span") :]
+            if not self.traits.has_spans or all(node.span and node.span.on_disk for node in path):
+                assert stored.on_disk or stored.num_bytes == 0, stored
+
+    def files(self) -> list[tuple[Stored, Path]]:
+        """Sound files of blobs that the cache knows to be on disk."""
+        pairs = [(stored, self.store.path(MODEL, stored.key)) for stored in self.stored() if stored.on_disk]
+        return [(stored, path) for stored, path in pairs if name_of(stored) not in self.books.damaged]
+
+
+def found(records: list[Record], traits: MemoryTraits) -> tuple[set[Name], list[Record]]:
+    """The blobs that hang together from the root, and the records that do not."""
+    texts = {identity(""): ""}
+    names: set[Name] = set()
+    lost: list[Record] = []
+    for record in sorted(records, key=lambda record: record.origin):
+        above = texts.get(record.parent)
+        if above is None:
+            lost.append(record)
+            continue
+        text = above + bytes(np.frombuffer(record.tokens, TOKEN).astype(np.uint8)).decode()
+        assert identity(text) == record.key.prefix
+        texts |= {identity(text[:stop]): text[:stop] for stop in range(len(above), len(text) + 1)}
+        if traits.has_spans or record.key.kind == "checkpoint":
+            names.add(Name(record.key.kind, record.key.start, text))
+    return names, lost
+
+
+def identity(text: str) -> bytes:
+    return Tree(MODEL).insert(tokens(text), (), 0.0).id
 
 
 ALL_KINDS = pytest.mark.parametrize("traits", [ATTENTION, SWA, HYBRID, RECURRENT, OPAQUE], ids=lambda t: t.kind)
 
 
-def run_machine(traits: MemoryTraits, num_examples: int, num_steps: int) -> None:
-    machine = type("Machine", (CacheMachine,), {"traits": traits})
+def run_machine(machine: type[CacheMachine], traits: MemoryTraits, num_examples: int, num_steps: int) -> None:
     run_state_machine_as_test(
-        machine,
+        type("Machine", (machine,), {"traits": traits}),
         settings=settings(
             max_examples=num_examples,
             stateful_step_count=num_steps,
@@ -389,11 +752,23 @@ def run_machine(traits: MemoryTraits, num_examples: int, num_steps: int) -> None
 
 @ALL_KINDS
 def test_the_cache_does_what_a_plain_model_of_it_does(traits: MemoryTraits):
-    run_machine(traits, num_examples=15, num_steps=30)
+    run_machine(CacheMachine, traits, num_examples=25, num_steps=30)
+
+
+@ALL_KINDS
+def test_with_a_disk_too_it_does_what_a_plain_model_of_it_does(traits: MemoryTraits):
+    run_machine(DiskMachine, traits, num_examples=40, num_steps=40)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @ALL_KINDS
 def test_the_cache_does_what_a_plain_model_of_it_does_for_long(traits: MemoryTraits):
-    run_machine(traits, num_examples=400, num_steps=80)
+    run_machine(CacheMachine, traits, num_examples=400, num_steps=80)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@ALL_KINDS
+def test_with_a_disk_too_it_does_what_a_plain_model_of_it_does_for_long(traits: MemoryTraits):
+    run_machine(DiskMachine, traits, num_examples=400, num_steps=100)

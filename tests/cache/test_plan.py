@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from tests.cache.shelf import Shelf, tokens
 
-from kvstet.cache.plan import Fork, Load, Plan, Wait
+from kvstet.cache.plan import Fork, Load, Plan, Wait, plan
+from kvstet.cache.rates import Rates
 from kvstet.engine.fake import ATTENTION, HYBRID, OPAQUE, RECURRENT, SWA
 from kvstet.types import MemoryTraits
 
@@ -253,10 +256,10 @@ def test_a_deeper_checkpoint_is_better_than_a_tip(traits: MemoryTraits):
     branch = shelf.parked(0, "ab")
     node = shelf.saved("abcdef")
     assert shelf.save_checkpoint(node)
-    plan = shelf.plan("abcdefgh")
-    assert (plan.resume, plan.checkpoint) == (6, node.checkpoint)
+    made = shelf.plan("abcdefgh")
+    assert (made.resume, made.checkpoint) == (6, node.checkpoint)
     if traits.has_spans:
-        assert plan.fork == Fork(branch, 2) and [load.stop for load in plan.loads] == [6]
+        assert made.fork == Fork(branch, 2) and [load.stop for load in made.loads] == [6]
 
 
 @WITH_CHECKPOINTS
@@ -397,5 +400,108 @@ def test_reused_and_loaded_tokens_add_up_to_what_is_resumed(traits: MemoryTraits
     if traits.has_checkpoints:
         assert shelf.save_checkpoint(node)
     shelf.parked(0, "abX")
-    plan = shelf.plan("abcdefgh")
-    assert (plan.num_reused_tokens, plan.num_loaded_tokens, plan.resume) == (2, 4, 6)
+    made = shelf.plan("abcdefgh")
+    assert (made.num_reused_tokens, made.num_loaded_tokens, made.resume) == (2, 4, 6)
+
+
+# What takes longer to load than to compute
+
+
+def rated(shelf: Shelf, prompt: str, **rates: float) -> Plan:
+    """The plan with a second per token, and these rates of loading."""
+    match = shelf.cache.tree.match(tokens(prompt))
+    return plan(match, len(prompt), shelf.cache.traits, Rates(1.0, 0.0, **rates))
+
+
+def test_attention_loads_as_long_as_loading_is_faster_than_computing():
+    shelf = Shelf()
+    # Two tokens each, in two, ten, two and forty bytes.
+    node = shelf.cache.insert(tokens("abcdefgh"), (2, 4, 6))
+    for step, num_bytes in zip(reversed([*node.path()]), (2, 10, 2, 40), strict=True):
+        assert shelf.save_span(step, num_bytes)
+    for bytes_per_second, resume in ((100.0, 8), (21.0, 8), (19.0, 6), (3.1, 6), (2.9, 2), (1.1, 2), (0.9, 0)):
+        made = rated(shelf, "abcdefghi", ram_bytes_per_second=bytes_per_second)
+        assert (made.resume, made.num_loaded_tokens) == (resume, resume), bytes_per_second
+        assert [load.stop for load in made.loads] == [stop for stop in (2, 4, 6, 8) if stop <= resume]
+
+
+def test_a_load_that_is_dear_is_made_where_it_leads_to_cheap_ones():
+    shelf = Shelf()
+    node = shelf.cache.insert(tokens("abcdefgh"), (2, 4))
+    for step, num_bytes in zip(reversed([*node.path()]), (30, 30, 1), strict=True):
+        assert shelf.save_span(step, num_bytes)
+    # Alone, two tokens are not worth three seconds each, nor are all eight worth six.
+    assert rated(shelf, "abcdefghi", ram_bytes_per_second=10.0).resume == 8
+    assert rated(shelf, "abcdefghi", ram_bytes_per_second=7.0).resume == 0
+    # A live branch spares the dear ones.
+    branch = shelf.parked(0, "abcdX")
+    made = rated(shelf, "abcdefghi", ram_bytes_per_second=1.0)
+    assert (made.resume, made.fork, len(made.loads)) == (8, Fork(branch, 4), 1)
+
+
+def test_of_a_blob_only_the_part_that_is_loaded_is_paid_for():
+    shelf = Shelf()
+    node = shelf.cache.insert(tokens("abcdefgh"), ())
+    assert shelf.save_span(node, 80)
+    shelf.parked(0, "abcdef")
+    for asked in ("abcdefghi", "abcX"):
+        assert rated(shelf, asked, ram_bytes_per_second=11.0).num_loaded_tokens == (2 if asked == "abcdefghi" else 0)
+    assert rated(shelf, "abcdefghi", ram_bytes_per_second=9.0).resume == 6
+
+
+def test_a_blob_on_disk_takes_the_disks_time(tmp_path: Path):
+    shelf = Shelf(folder=tmp_path)
+    blob = shelf.saved("abcd").span
+    assert blob
+    rates = {"ram_bytes_per_second": 100.0, "disk_bytes_per_second": 0.5}
+    assert rated(shelf, "abcde", **rates).resume == 4
+    # As if it had been written, and left RAM.
+    blob.in_ram, blob.disk_bytes = False, 200
+    assert rated(shelf, "abcde", **rates).resume == 0
+    assert rated(shelf, "abcde", ram_bytes_per_second=0.5, disk_bytes_per_second=100.0).resume == 4
+
+
+@BOTH
+def test_spans_and_checkpoint_are_loaded_both_or_none(traits: MemoryTraits):
+    shelf = Shelf(traits)
+    node = shelf.saved("abcdefgh", cuts=(4,))
+    assert shelf.save_checkpoint(node, 8)
+    # Eight bytes of spans and eight of summary, for eight tokens.
+    assert rated(shelf, "abcdefghi", ram_bytes_per_second=2.1).resume == 8
+    made = rated(shelf, "abcdefghi", ram_bytes_per_second=1.9)
+    assert (made.resume, made.loads, made.checkpoint) == (0, (), None)
+
+
+@WITH_CHECKPOINTS
+def test_instead_of_what_is_dear_to_load_the_deepest_tip_is_forked(traits: MemoryTraits):
+    shelf = Shelf(traits)
+    for seq, length in ((3, 2), (4, 3), (1, 3), (2, 3), (5, 1)):
+        shelf.start(seq, "abcX", length=length)
+    parked = shelf.start(0, "abc", length=3)
+    shelf.park(parked)
+    node = shelf.cache.insert(tokens("abcdefgh"), ())
+    assert shelf.save_checkpoint(node, 80)
+    if traits.has_spans:
+        assert shelf.save_span(node)
+    # Its eighty bytes are worth five tokens, and a few more for what stands in front of them.
+    assert rated(shelf, "abcdefghi", ram_bytes_per_second=100.0).checkpoint is node.checkpoint
+    made = rated(shelf, "abcdefghi", ram_bytes_per_second=10.0)
+    assert (made.resume, made.fork, made.loads, made.checkpoint) == (3, Fork(parked, 3), (), None)
+
+
+@ALL_KINDS
+def test_what_is_live_is_never_dear(traits: MemoryTraits):
+    shelf = Shelf(traits)
+    branch = shelf.parked(0, "abcd")
+    made = rated(shelf, "abcdef", ram_bytes_per_second=1e-9)
+    assert (made.resume, made.fork) == (4, Fork(branch, 4))
+
+
+def test_who_would_not_load_waits_for_who_computes():
+    shelf = Shelf()
+    shelf.saved("abcdef")
+    runs = shelf.start(0, "abcdef")
+    runs.length = 1
+    assert rated(shelf, "abcdefgh", ram_bytes_per_second=100.0).wait is None
+    made = rated(shelf, "abcdefgh", ram_bytes_per_second=0.1)
+    assert (made.resume, made.wait) == (1, Wait(runs, 6))

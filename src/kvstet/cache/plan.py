@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from kvstet.cache.rates import Rates, TierName
 from kvstet.cache.tree import Branch, Match, Node, Stored
 from kvstet.types import MemoryTraits
 
@@ -59,16 +60,56 @@ class Plan:
         return self.resume - self.num_reused_tokens
 
 
-def plan(match: Match, num_tokens: int, traits: MemoryTraits) -> Plan:
+def plan(match: Match, num_tokens: int, traits: MemoryTraits, rates: Rates | None = None) -> Plan:
     """The plan that computes the fewest of ``num_tokens`` tokens, of which the tree has seen those of the match.
 
     Attention resumes at any token; the state of ``[0, resume)`` comes from one live branch and then from blobs.
-    Other memories resume only at a live tip or where a checkpoint was kept (`kvstet.types.MemoryTraits`).
+    Other memories resume only at a live tip or where a checkpoint was kept (`kvstet.types.MemoryTraits`). With
+    ``rates``, nothing is loaded that is computed faster.
     """
     limit = min(match.length, num_tokens - 1)
     made = _plan_with_checkpoints(match, limit, traits) if traits.has_checkpoints else _plan_spans(match, limit)
+    if rates is not None and (made.loads or made.checkpoint):
+        made = _worthwhile(made, rates, traits)
     wait = _wait(match, limit, made.resume, traits)
     return Plan(match, made.resume, made.fork, made.loads, made.checkpoint, wait)
+
+
+def _worthwhile(made: Plan, rates: Rates, traits: MemoryTraits) -> Plan:
+    """The plan without the loads at its end that take longer than computing would."""
+    if made.checkpoint is not None:
+        # All or nothing: the spans are of no use without the checkpoint.
+        other = _without_loads(made)
+        seconds = sum(_load_seconds(load, rates) for load in made.loads)
+        seconds += rates.load_seconds(made.checkpoint.num_bytes, _tier(made.checkpoint))
+        return made if seconds < rates.compute_seconds(other.resume, made.resume) else other
+    if traits.has_checkpoints:
+        return made
+    saved = best = 0.0
+    num_kept = 0
+    for number, load in enumerate(made.loads, 1):
+        saved += rates.compute_seconds(load.start, load.stop) - _load_seconds(load, rates)
+        if saved > best:
+            best, num_kept = saved, number
+    loads = made.loads[:num_kept]
+    return Plan(made.match, loads[-1].stop if loads else made.num_reused_tokens, made.fork, loads)
+
+
+def _without_loads(made: Plan) -> Plan:
+    """Resume at the best live tip, or at nothing."""
+    for node in reversed(made.match.path):
+        if (tip := _best_tip(node, made.resume)) is not None:
+            return Plan(made.match, tip.length, Fork(tip, tip.length))
+    return Plan(made.match, 0)
+
+
+def _load_seconds(load: Load, rates: Rates) -> float:
+    share = (load.stop - load.start) / (load.stored.stop - load.stored.start)
+    return rates.load_seconds(load.stored.num_bytes * share, _tier(load.stored))
+
+
+def _tier(stored: Stored) -> TierName:
+    return "ram" if stored.in_ram else "disk"
 
 
 def _plan_spans(match: Match, stop: int) -> Plan:
@@ -83,13 +124,18 @@ def _plan_with_checkpoints(match: Match, limit: int, traits: MemoryTraits) -> Pl
     num_covered = _num_covered(match, limit) if traits.has_spans else limit
     for node in reversed(match.path):
         # A live tip first: it costs nothing.
-        tips = [branch for branch in node.branches if node.start < branch.length <= min(node.stop, limit)]
-        tip = max(tips, key=lambda branch: (branch.length, not branch.is_running, -branch.seq), default=None)
+        tip = _best_tip(node, limit)
         if node.checkpoint is not None and node.stop <= num_covered and (tip is None or tip.length < node.stop):
             return _resume_at_checkpoint(match, node, traits)
         if tip is not None:
             return Plan(match, tip.length, Fork(tip, tip.length))
     return Plan(match, 0)
+
+
+def _best_tip(node: Node, limit: int) -> Branch | None:
+    """The branch whose tip lies deepest within a node, at most at ``limit``; parked ones first."""
+    tips = [branch for branch in node.branches if node.start < branch.length <= min(node.stop, limit)]
+    return max(tips, key=lambda branch: (branch.length, not branch.is_running, -branch.seq), default=None)
 
 
 def _num_covered(match: Match, stop: int) -> int:

@@ -3,114 +3,57 @@
 from __future__ import annotations
 
 import heapq
-from collections import Counter
-from collections.abc import Iterable, Iterator, Set
+import math
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from itertools import chain, count
 
+from kvstet.cache.placement import EditDepths
+from kvstet.cache.rates import Rates, TierName
 from kvstet.cache.tree import Branch, Node, Stored
-from kvstet.types import MemoryTraits
+from kvstet.types import CutKind, MemoryTraits
 
 IDLE_SECONDS = 600.0
 """Idle time at which a prefix that was never reused is half as likely to be reused as a fresh one."""
 
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """What computing and loading cost on this machine."""
-
-    seconds_per_token: float = 1e-2
-    seconds_per_token_and_position: float = 1e-7
-    """Attention: a token costs more the more tokens it looks back on."""
-    load_seconds_per_token: float = 1e-4
-
-    def compute_seconds(self, start: int, stop: int) -> float:
-        """Seconds to decode tokens ``[start, stop)`` behind ``start`` others."""
-        num_looks = (stop * stop - start * start) / 2
-        return (stop - start) * self.seconds_per_token + num_looks * self.seconds_per_token_and_position
+KIND_WEIGHTS: dict[CutKind, float] = {"head": 8.0, "user": 3.0, "tool": 2.0, "assistant": 2.0, "other": 1.0}
+"""How much likelier than anywhere else a conversation is left where these stand: new conversations begin behind the
+head, turns are taken back, reasoning is stripped, and tool results are pruned."""
 
 
 def chance(node: Node, now: float) -> float:
     """How likely a prefix is to be asked for again: it falls with idle time, the slower the more often it was hit."""
-    weight = 1.0 + node.num_hits
-    return weight / (weight + max(0.0, now - node.last_used) / IDLE_SECONDS)
+    return chance_of(node.num_hits, now - node.last_used)
+
+
+def chance_of(num_hits: int, idle_seconds: float) -> float:
+    """`chance`, of what has been hit so often and not been used for so long."""
+    weight = 1.0 + num_hits
+    return weight / (weight + max(0.0, idle_seconds) / IDLE_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """State of one node that can be evicted alone."""
+    """A blob that can be evicted from a tier."""
 
-    node: Node
-    kind: Literal["span", "checkpoint"]
     stored: Stored
-    """May be shared with other nodes; its bytes become free when the last of them gives it up."""
+    tier: TierName
     value: float
-    """Seconds per byte that keeping it is expected to save."""
+    """Seconds per byte that keeping it there is expected to save."""
 
-
-def freed_bytes(pieces: Iterable[Piece]) -> int:
-    """Bytes that become free if all of these pieces are evicted."""
-    shares = Counter(piece.stored for piece in pieces)
-    return sum(stored.num_bytes for stored, count in shares.items() if count == stored.num_nodes)
+    @property
+    def num_bytes(self) -> int:
+        return self.stored.num_bytes if self.tier == "ram" else self.stored.disk_bytes
 
 
 class Policy:
-    """Judges state by the rates of this machine and the kind of memory."""
+    """Judges state by the rates of this machine, the kind of memory, and how conversations were edited so far."""
 
-    def __init__(self, traits: MemoryTraits, rates: Rates | None = None) -> None:
+    def __init__(self, traits: MemoryTraits, rates: Rates | None = None, depths: EditDepths | None = None) -> None:
         self.traits = traits
         self.rates = rates or Rates()
-
-    def span_piece(self, node: Node, now: float, gone: Set[Node] = frozenset()) -> Piece | None:
-        """The node's span, if nothing that is kept needs it; spans of ``gone`` nodes are kept no more."""
-        span = node.span
-        if span is None or node.num_leases:
-            return None
-        if any(child.span and child not in gone for child in node.children.values()):
-            return None
-        # The last node that has a part of a blob keeps all of it.
-        share = (node.stop - node.start) / (span.stop - span.start) if span.num_nodes > 1 else 1.0
-        num_bytes = max(1.0, span.num_bytes * share)
-        return Piece(node, "span", span, self._span_seconds(node) * chance(node, now) / num_bytes)
-
-    def checkpoint_piece(self, node: Node, now: float) -> Piece | None:
-        """The node's checkpoint; to lose it is to compute again from the one before."""
-        if node.checkpoint is None or node.num_leases:
-            return None
-        num_bytes = max(1, node.checkpoint.num_bytes)
-        # Without the spans that lead to it, a checkpoint brings nothing back.
-        is_useful = node.span is not None or node.branches or not self.traits.has_spans
-        seconds = self.rates.compute_seconds(_previous_checkpoint(node), node.stop) if is_useful else 0.0
-        return Piece(node, "checkpoint", node.checkpoint, seconds * chance(node, now) / num_bytes)
-
-    def victims(self, nodes: Iterable[Node], num_bytes: int, now: float, below: float) -> Iterator[Piece]:
-        """Pieces to evict, worst first, until ``num_bytes`` are free; only those worth less than ``below``.
-
-        A span becomes a candidate when the spans behind it are gone, so a branch is evicted from its end.
-        """
-        count = 0
-        heap: list[tuple[float, int, Piece]] = []
-        gone: set[Node] = set()
-        num_given_up: Counter[Stored] = Counter()
-
-        def push(piece: Piece | None) -> None:
-            nonlocal count
-            if piece is not None and piece.value < below:
-                count += 1
-                heapq.heappush(heap, (piece.value, count, piece))
-
-        for node in nodes:
-            push(self.checkpoint_piece(node, now))
-            push(self.span_piece(node, now))
-        while num_bytes > 0 and heap:
-            piece = heapq.heappop(heap)[2]
-            yield piece
-            num_given_up[piece.stored] += 1
-            if num_given_up[piece.stored] == piece.stored.num_nodes:
-                num_bytes -= piece.stored.num_bytes
-            if piece.kind == "span" and piece.node.parent is not None:
-                gone.add(piece.node)
-                push(self.span_piece(piece.node.parent, now, gone))
+        self.depths = depths or EditDepths()
 
     def branch_value(self, branch: Branch, num_cells: int, now: float) -> float:
         """Seconds per cell that keeping a parked branch live is expected to save."""
@@ -118,25 +61,215 @@ class Policy:
         for node in branch.node.path():
             if len(node.branches) > 1:
                 break
-            is_saved = node.span is not None or (node.checkpoint is not None and not self.traits.has_spans)
+            stored = node.span if self.traits.has_spans else node.checkpoint
             seconds += (
-                (node.stop - node.start) * self.rates.load_seconds_per_token
-                if is_saved
+                self.load_seconds(stored) * (node.stop - node.start) / max(1, stored.stop - stored.start)
+                if stored is not None
                 else self.rates.compute_seconds(node.start, node.stop)
             )
         return seconds * chance(branch.node, now) / max(1, num_cells)
 
-    def _span_seconds(self, node: Node) -> float:
-        if not self.traits.has_checkpoints:
-            return self.rates.compute_seconds(node.start, node.stop)
-        # Behind the last checkpoint of its path, additive state brings nothing back.
-        needed = node.checkpoint is not None or any(child.checkpoint for child in node.children.values())
-        return self.rates.compute_seconds(node.start, node.stop) if needed or node.branches else 0.0
+    def load_seconds(self, stored: Stored) -> float:
+        """Seconds to bring a blob back from the fastest tier that has it."""
+        return self.rates.load_seconds(stored.num_bytes, "ram" if stored.in_ram else "disk")
+
+    def compute_seconds(self, stored: Stored) -> float:
+        """Seconds to compute again what a blob holds: its tokens, or those from the checkpoint before it."""
+        if stored.key.kind == "span":
+            return self.rates.compute_seconds(stored.start, stored.stop)
+        return self.rates.compute_seconds(previous_checkpoint(stored.nodes[-1]), stored.stop)
+
+    def is_worth_writing(self, stored: Stored) -> bool:
+        """Whether loading it from disk would beat computing it again."""
+        return self.compute_seconds(stored) > self.rates.load_seconds(stored.num_bytes, "disk")
 
 
-def _previous_checkpoint(node: Node) -> int:
+class Appraisal:
+    """The worth of everything saved, at one moment. Reads the whole tree once; evictions change the worth of others."""
+
+    def __init__(self, policy: Policy, nodes: Iterable[Node], now: float) -> None:
+        """``nodes`` are all of a tree, parents first."""
+        self._policy = policy
+        self._nodes = list(nodes)
+        self._now = now
+        self._gone: set[Stored] = set()
+        """Evicted, and in no other tier."""
+        self._shares = self._shares_of_requests()
+        self._resumes: dict[Node, Node | None] = {}
+        """For each node: the one above it that has a checkpoint, or had one."""
+        self._demand: dict[Node, float] = {}
+        """For each checkpoint: how many requests are expected to resume at it, while it lasts."""
+        if policy.traits.has_checkpoints:
+            self._forecast()
+
+    def value(self, stored: Stored, tier: TierName) -> float:
+        """Seconds per byte that keeping a blob in a tier is expected to save."""
+        weight, seconds = self._saved(stored)
+        if tier == "disk":
+            seconds = max(0.0, seconds - self._policy.rates.load_seconds(stored.num_bytes, "disk"))
+        elif stored.disk_bytes:
+            seconds = min(seconds, self._policy.rates.load_seconds(stored.num_bytes, "disk"))
+        return weight * seconds / (stored.num_bytes or 1)
+
+    def victims(self, tier: TierName, num_bytes: int, newcomer: Stored | None = None) -> list[Piece]:
+        """Blobs to evict from a tier, worst first, until ``num_bytes`` are free.
+
+        Only those go that are worth less than the ``newcomer``, a blob that some node has already and the tier not;
+        for the record of a path no price is too high, since it takes next to nothing. A span becomes a candidate when
+        the spans behind it are gone, so a branch is evicted from its end. The worth of a checkpoint grows as those
+        around it go.
+        """
+        below = self.value(newcomer, tier) if newcomer and newcomer.num_bytes else math.inf
+        num_behind = self._num_behind(tier, newcomer)
+        tickets = count()
+        heap: list[tuple[float, int, Stored]] = []
+        evicted: set[Stored] = set()
+        victims: list[Piece] = []
+
+        def push(stored: Stored) -> None:
+            if not (num_behind[stored] or stored in evicted or stored.is_leased):
+                value = self.value(stored, tier)
+                if value < below:
+                    heapq.heappush(heap, (value, next(tickets), stored))
+
+        for stored in num_behind:
+            push(stored)
+        while num_bytes > 0 and heap:
+            known, _, stored = heapq.heappop(heap)
+            if stored in evicted:
+                continue
+            value = self.value(stored, tier)
+            if value > known:
+                push(stored)
+                continue
+            victims.append(Piece(stored, tier, value))
+            evicted.add(stored)
+            num_bytes -= victims[-1].num_bytes
+            self._remove(stored, tier)
+            front = self._front(stored)
+            if front in num_behind:
+                num_behind[front] -= 1
+            for other in (front, *_related(stored)):
+                if other in num_behind:
+                    push(other)
+        return victims
+
+    # Inside
+
+    def _shares_of_requests(self) -> dict[Node, float]:
+        """For each node: the part of the requests to its conversation that is expected to come through it."""
+        shares: dict[Node, float] = {}
+        for node in self._nodes:
+            share = shares.setdefault(node, 1.0)
+            if len(node.children) > 1:
+                latest, left = node.latest_child, share * node.return_chance
+                shares |= {child: share if child is latest else left for child in node.children.values()}
+            else:
+                shares |= dict.fromkeys(node.children.values(), share)
+        return shares
+
+    def _forecast(self) -> None:
+        """Find out where requests would resume, and how many."""
+        num_above: dict[Node | None, int] = defaultdict(int)
+        num_below: dict[Node | None, int] = defaultdict(int)
+        resumes, demand = self._resumes, self._demand
+        for node in self._nodes:
+            parent = node.parent
+            num_above[node] = num_above[parent] + 1
+            resumes[node] = parent if parent is None or parent.checkpoint else resumes.get(parent)
+        chances_by_count: dict[int, list[float]] = {}
+        for node in reversed(self._nodes):
+            height, parent = num_below[node], node.parent
+            num_below[parent] = max(num_below[parent], height + 1)
+            num_ends = num_above[node] + height
+            if num_ends not in chances_by_count:
+                chances_by_count[num_ends] = self._policy.depths.chances(num_ends).tolist()
+            expected = self._shares[node] * chance(node, self._now) * chances_by_count[num_ends][height]
+            if height:
+                expected *= KIND_WEIGHTS[node.kind]
+            at = node if node.checkpoint else resumes[node]
+            if at is not None:
+                demand[at] = demand.get(at, 0.0) + expected
+
+    def _saved(self, stored: Stored) -> tuple[float, float]:
+        """How many requests are expected to use a blob, and the seconds it spares each of them."""
+        policy, node = self._policy, stored.nodes[-1]
+        if stored.key.kind == "checkpoint":
+            # Without the spans that lead to it, a checkpoint brings nothing back.
+            if policy.traits.has_spans and (node.span is None or node.span in self._gone) and not node.branches:
+                return 0.0, 0.0
+            before = self._resume_before(node)
+            return self._demand[node], policy.rates.compute_seconds(before.stop if before else 0, node.stop)
+        if not policy.traits.has_spans:
+            return 0.0, 0.0  # The record of a path: it is worth what stands on it.
+        top = stored.nodes[0]
+        weight = self._shares[top] * chance(top, self._now)
+        return weight, sum(policy.rates.compute_seconds(n.start, n.stop) for n in stored.nodes if self._brings_back(n))
+
+    def _resume_before(self, node: Node) -> Node | None:
+        """Where one could resume on the way to the node, if its own checkpoint were gone."""
+        before = self._resumes[node]
+        while before is not None and before.checkpoint in self._gone:
+            before = self._resumes[before]
+        return before
+
+    def _brings_back(self, node: Node) -> bool:
+        """Whether a span is of use: where checkpoints are needed, none helps behind the last one of its path."""
+        if not self._policy.traits.has_checkpoints or node.branches:
+            return True
+        nearest = (node, *node.children.values())
+        return any(n.checkpoint is not None and n.checkpoint not in self._gone for n in nearest)
+
+    def _num_behind(self, tier: TierName, newcomer: Stored | None) -> dict[Stored, int]:
+        """For each blob in the tier, how many others that it has, or is to have, lean on it and go first."""
+        all_stored = dict.fromkeys(chain.from_iterable((node.span, node.checkpoint) for node in self._nodes))
+        all_stored.pop(None, None)
+        num_behind = {stored: 0 for stored in all_stored if stored is not None and _is_in(stored, tier)}
+        for stored in num_behind:
+            front = self._front(stored)
+            if front in num_behind:
+                num_behind[front] += 1
+        if newcomer and (newcomer.key.kind == "span" or not self._policy.traits.has_spans):
+            # Records of its path may be missing still: it leans on what is there.
+            front = next((node.span for node in newcomer.nodes[-1].path() if node.span in num_behind), None)
+            if front is not None:
+                num_behind[front] += 1
+        return num_behind
+
+    def _front(self, stored: Stored) -> Stored | None:
+        """The span without which a blob cannot stand."""
+        top = stored.nodes[0]
+        if stored.key.kind == "span":
+            return top.parent.span if top.parent else None
+        return None if self._policy.traits.has_spans else top.span
+
+    def _remove(self, stored: Stored, tier: TierName) -> None:
+        if stored.on_disk if tier == "ram" else stored.in_ram:
+            return
+        self._gone.add(stored)
+        if stored.key.kind == "checkpoint":
+            before = self._resume_before(stored.nodes[-1])
+            if before is not None:
+                self._demand[before] += self._demand[stored.nodes[-1]]
+
+
+def previous_checkpoint(node: Node) -> int:
     """Where one could resume on the way to the node, if its own checkpoint were gone."""
-    for ancestor in node.path():
-        if ancestor is not node and ancestor.checkpoint is not None:
-            return ancestor.stop
-    return 0
+    return next((step.stop for step in node.path() if step is not node and step.checkpoint), 0)
+
+
+def total_bytes(pieces: Iterable[Piece]) -> int:
+    """Bytes that become free if all of these pieces are evicted."""
+    return sum(piece.num_bytes for piece in pieces)
+
+
+def _is_in(stored: Stored, tier: TierName) -> bool:
+    return stored.in_ram if tier == "ram" else stored.on_disk
+
+
+def _related(stored: Stored) -> list[Stored | None]:
+    """Blobs that may be worth less without this one: checkpoints, and the spans that lead to them."""
+    if stored.key.kind == "span":
+        return [node.checkpoint for node in stored.nodes]
+    (node,) = stored.nodes
+    return [node.span, node.parent.span if node.parent else None]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from kvstet.cache.tier import BlobKey
-from kvstet.types import SeqId, Tokens
+from kvstet.types import CutKind, SeqId, Tokens
 
 ID_BYTES = 16
 TOKEN = np.dtype("<i4")
@@ -17,13 +17,46 @@ TOKEN = np.dtype("<i4")
 
 @dataclass(eq=False, slots=True)
 class Stored:
-    """A blob in a tier, and how many nodes have a part of it (a node that was split shares its blob)."""
+    """A blob of saved state: whose it is, and which tiers have it."""
 
     key: BlobKey
     start: int
     stop: int
     num_bytes: int
-    num_nodes: int = 1
+    nodes: list[Node] = field(default_factory=list["Node"])
+    """The nodes whose state it is, from the top: one, or more where that was cut since."""
+    in_ram: bool = False
+    disk_bytes: int = 0
+    """Of its file; 0: there is none."""
+
+    @property
+    def on_disk(self) -> bool:
+        return self.disk_bytes > 0
+
+    def attach(self) -> None:
+        """Let the nodes know of it."""
+        for node in self.nodes:
+            if self.key.kind == "span":
+                node.span = self
+            else:
+                node.checkpoint = self
+
+    def detach(self) -> None:
+        """No tier has it any more."""
+        for node in self.nodes:
+            if self.key.kind == "span":
+                node.span = None
+            else:
+                node.checkpoint = None
+        self.nodes.clear()
+
+    @property
+    def is_leased(self) -> bool:
+        return any(node.num_leases for node in self.nodes)
+
+    def __repr__(self) -> str:
+        places = [name for name, is_there in (("ram", self.in_ram), ("disk", self.on_disk)) if is_there]
+        return f"<Stored {self.key.kind} [{self.start}, {self.stop}) {self.num_bytes} bytes {' '.join(places)}>"
 
 
 @dataclass(eq=False, slots=True)
@@ -77,8 +110,12 @@ class Node:
     """Summary state at ``stop``."""
     branches: set[Branch] = field(default_factory=set[Branch])
     """Live sequences whose path goes through this node, however far they have come."""
+    kind: CutKind = "other"
+    """What stands behind its end."""
     num_leases: int = 0
     num_hits: int = 0
+    num_returns: int = 0
+    """Requests that went on below this node where others had been before, but not the one just before."""
     last_used: float = 0.0
     stop: int = field(init=False)
     """Stays when the node is cut: the new node takes its head."""
@@ -98,6 +135,20 @@ class Node:
     def id(self) -> bytes:
         """Identity of the whole prefix ``[0, stop)``: equal for equal tokens, wherever nodes were cut."""
         return self.hasher.digest()
+
+    @property
+    def latest_child(self) -> Node | None:
+        """The child that was used last."""
+        # The younger of two that were used at one time.
+        return max(reversed(self.children.values()), key=lambda child: child.last_used, default=None)
+
+    @property
+    def return_chance(self) -> float:
+        """How likely a request that comes through here goes on below one given child other than the latest.
+
+        Estimated by what the requests until now did, with half a return to begin with.
+        """
+        return (self.num_returns + 0.5) / (self.num_hits + 1) / max(1, len(self.children) - 1)
 
     @property
     def is_bare(self) -> bool:
@@ -167,6 +218,27 @@ class Tree:
                 node = self._grow(node, tokens[node.stop : stop], now)
         return self._grow(node, tokens[node.stop :], now) if node.stop < len(tokens) else node
 
+    def graft(self, parent: Node, data: bytes, now: float) -> Node:
+        """The node that ends ``data`` (tokens as bytes) below ``parent``, growing and cutting what it takes."""
+        while data:
+            child = parent.children.get(int.from_bytes(data[: TOKEN.itemsize], "little", signed=True))
+            if child is None:
+                return self._grow(parent, np.frombuffer(data, TOKEN), now)
+            num_common = _num_equal(child.tokens, np.frombuffer(data, TOKEN))
+            parent = self.cut(child, child.start + num_common)
+            data = data[num_common * TOKEN.itemsize :]
+        return parent
+
+    def find(self, prefix: bytes, stop: int) -> Node | None:
+        """The node that ends where this identity's ``stop`` tokens do; known nodes are cut for it. Reads the tree."""
+        for node in self.nodes():
+            if node.start < stop <= node.stop:
+                assert node.parent is not None
+                head = node.data[: (stop - node.start) * TOKEN.itemsize]
+                if _hashed(node.parent, head).digest() == prefix:
+                    return self.cut(node, stop)
+        return None
+
     def cut(self, node: Node, position: int) -> Node:
         """Make a node end at ``position`` within ``node``, and return it; all state stays where it is."""
         if position == node.stop:
@@ -179,7 +251,7 @@ class Tree:
         upper.span, upper.branches, upper.num_leases = node.span, set(node.branches), node.num_leases
         upper.num_hits, upper.last_used = node.num_hits, node.last_used
         if upper.span is not None:
-            upper.span.num_nodes += 1
+            upper.span.nodes.insert(upper.span.nodes.index(node), upper)
         node.parent, node.data, node.start = upper, tail, position
         upper.children[node.first_token] = node
         parent.children[upper.first_token] = upper

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
-from collections import deque
 from collections.abc import Generator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -31,7 +30,6 @@ class LibraryLog:
     def __init__(self) -> None:
         self._text = ""
         self._level = logging.DEBUG
-        self._errors: deque[str] = deque(maxlen=1)
         self._collectors: list[list[str]] = []
         self._interrupt: BaseException | None = None
 
@@ -41,11 +39,6 @@ class LibraryLog:
             self._join(level, (text or b"").decode("utf-8", "replace"))
         except BaseException as error:
             self._interrupt = error
-
-    @property
-    def last_error(self) -> str:
-        """The last line that libllama logged as an error; empty where there was none."""
-        return self._errors[0] if self._errors else ""
 
     @contextmanager
     def errors(self) -> Generator[list[str], None, None]:
@@ -73,7 +66,6 @@ class LibraryLog:
 
     def _emit(self, line: str) -> None:
         if self._level == logging.ERROR:
-            self._errors.append(line)
             for collector in self._collectors:
                 collector.append(line)
         logger.log(self._level, "%s", line)
@@ -91,11 +83,6 @@ def initialize() -> None:
     lib.llama_backend_init()
 
 
-def last_error() -> str:
-    """The last line that libllama logged as an error; empty where there was none."""
-    return log.last_error
-
-
 @functools.cache
 def build_id() -> str:
     """Identifies the build and its state formats; saved state is only good for the build that wrote it.
@@ -107,6 +94,5 @@ def build_id() -> str:
         f"llama.cpp {lib.llama_version().decode()}",
         f"session {lib.LLAMA_SESSION_VERSION}",
         f"sequence {lib.LLAMA_STATE_SEQ_VERSION}",
-        lib.llama_print_system_info().decode().strip(" |"),
     )
     return "; ".join(parts)
