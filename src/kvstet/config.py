@@ -52,12 +52,22 @@ class EngineOptions:
     """How requests are scheduled, and how much the cache may keep."""
 
     cache_ram_bytes: int = 2048 * MIB
+    cache_folder: Path | None = None
+    """Where state is kept on disk, for all models; None: nowhere."""
+    cache_disk_bytes: int = 10 * 1024 * MIB
+    """Most bytes in that folder."""
+    cache_disk_write_bytes_per_hour: int | None = None
+    """Spares the disk; None: no limit."""
+    audit_share: float = 0.0
+    """Part of the reused tokens that are computed again while idle, to prove that state is right; 0: none."""
     queue_size: int = 64
     """Requests that may wait; one more is refused with 429."""
     prefill_chunk: int = 512
     """Most prompt tokens in one step, so that running replies keep flowing."""
     deadline_seconds: float | None = None
     """Time a request may take, waiting included; None: as long as it needs."""
+    watchdog_seconds: float | None = 300.0
+    """Silence over work after which the engine's process hangs, if no step took a tenth of it; None: it never does."""
 
 
 @dataclass(frozen=True, slots=True)

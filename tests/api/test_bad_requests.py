@@ -132,8 +132,22 @@ def test_a_prompt_over_the_context_is_told_with_the_numbers(site: Site, stream: 
     assert response.status_code == 400
     error = error_of(response)
     assert error["code"] == "context_length_exceeded"
+    assert error["param"] == "messages"
     assert "maximum context length is 4096 tokens" in error["message"]
     assert serves_on(site)
+
+
+@pytest.mark.parametrize("prompt", ["x" * 5000, [1] * 5000, ["x", "x" * 5000]], ids=["text", "tokens", "list"])
+def test_a_text_over_the_context_is_told_under_its_own_name(site: Site, prompt: object):
+    error = error_of(site.post("/v1/completions", {"prompt": prompt}))
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "prompt")
+
+
+def test_a_prompt_that_leaves_no_room_for_a_reply_is_refused_unless_none_is_asked_for(site: Site):
+    error = error_of(site.post("/v1/completions", {"prompt": [1] * 4096}))
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "prompt")
+    assert site.post("/v1/completions", {"prompt": [1] * 4096, "max_tokens": 0}).status_code == 200
+    assert site.post("/v1/completions", {"prompt": [1] * 4095}).status_code == 200
 
 
 def test_a_template_that_raises_is_a_400_with_its_words(site: Site):

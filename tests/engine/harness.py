@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from kvstet.cache.cache import Cache
+from kvstet.cache.disk import DiskTier
+from kvstet.cache.store import DiskStore
 from kvstet.cache.tier import BlobKey, RamTier
 from kvstet.config import EngineOptions
 from kvstet.engine.engine import Engine
@@ -12,6 +16,14 @@ from kvstet.engine.fake import ATTENTION, FakeModel
 from kvstet.engine.messages import Event, Generate, Started, Token
 from kvstet.errors import SnapshotMismatch
 from kvstet.types import GREEDY, Blob, MemoryTraits, RequestId, SeqId, Tokens
+
+
+NOW = 1_700_000_000.0
+"""Unix time when the clock says 0."""
+
+MODEL = b"fingerprint-of-a"
+
+MAX_IDLE_STEPS = 3_000
 
 
 class LossyTier(RamTier):
@@ -50,7 +62,10 @@ class PickyModel(FakeModel):
 
 
 class Harness:
-    """An engine on a fake model, driven by hand; every reply is checked against a cold run."""
+    """An engine on a fake model, driven by hand; every reply is checked against a cold run.
+
+    With a ``folder``, it has a disk too, which is waited for after every step: what happens depends on no thread.
+    """
 
     def __init__(
         self,
@@ -60,20 +75,66 @@ class Harness:
         parallel: int = 4,
         prefill_chunk: int = 64,
         queue_size: int = 8,
+        folder: Path | None = None,
+        disk_bytes: int = 1 << 20,
+        audit_share: float = 0.0,
         **model: int,
     ) -> None:
         self.now = 0.0
-        self.model = PickyModel(traits, **model)
-        self.tier = LossyTier(ram_bytes)
-        self.cache = Cache(traits, self.tier, clock=self.clock)
-        self.options = EngineOptions(prefill_chunk=prefill_chunk, queue_size=queue_size)
-        self.engine = Engine(self.model, self.cache, self.options, parallel=parallel, clock=self.clock)
+        self.options = EngineOptions(
+            prefill_chunk=prefill_chunk,
+            queue_size=queue_size,
+            cache_ram_bytes=ram_bytes,
+            cache_folder=folder,
+            cache_disk_bytes=disk_bytes,
+            audit_share=audit_share,
+        )
+        self.traits = traits
+        self.parallel = parallel
+        self.model_options = model
+        self.store: DiskStore | None = None
         self.events: dict[str, list[Event]] = {}
         self.prompts: dict[str, Tokens] = {}
+        self.start_process()
+
+    def start_process(self) -> None:
+        """Load the model anew; of the cache there is what is on disk."""
+        self.model = PickyModel(self.traits, **self.model_options)
+        self.tier = LossyTier(self.options.cache_ram_bytes)
+        self.cache = Cache(
+            self.traits, self.tier, self._disk(), fingerprint=MODEL, clock=self.clock, unix_clock=self.unix_clock
+        )
+        self.engine = Engine(self.model, self.cache, self.options, parallel=self.parallel, clock=self.clock)
+
+    def _disk(self) -> DiskTier | None:
+        if self.options.cache_folder is None:
+            return None
+        self.store = DiskStore(self.options.cache_folder, clock=self.unix_clock)
+        capacity_bytes = self.options.cache_disk_bytes
+        return DiskTier(self.store, MODEL, capacity_bytes=capacity_bytes, write_bytes_per_hour=None)
+
+    def end_process(self, *, is_killed: bool = False) -> None:
+        """What was in flight is lost; killed, the process notes nothing of what it has done last."""
+        if not is_killed:
+            self.cache.finish()
+        if self.store is not None:
+            self.wait_for_disk()
+            self.store.close()
+
+    def restart(self, *, is_killed: bool = False) -> None:
+        self.end_process(is_killed=is_killed)
+        self.start_process()
+
+    def wait_for_disk(self) -> None:
+        if self.cache.archive is not None:
+            self.cache.archive.disk.wait()
 
     def clock(self) -> float:
         self.now += 0.001
         return self.now
+
+    def unix_clock(self) -> float:
+        return NOW + self.now
 
     def submit(self, name: str, tokens: list[int], *, cuts: tuple[int, ...] = (), new: int | None = 4, **more) -> None:
         self.prompts[name] = np.array(tokens, np.int32)
@@ -84,6 +145,7 @@ class Harness:
     def step(self) -> None:
         for event in self.engine.step():
             self.events.setdefault(str(event.id), []).append(event)
+        self.wait_for_disk()
         self.cache.check()
         assert self.model.num_used_cells == self.cache.num_live_cells
 
@@ -97,8 +159,14 @@ class Harness:
             self.check_reply(name)
 
     def idle(self) -> None:
-        while self.engine.idle_step():
+        """All that there is to do in idle time."""
+        for _ in range(MAX_IDLE_STEPS):
+            pause = self.engine.idle_step()
+            self.wait_for_disk()
             self.cache.check()
+            if pause is None:
+                return
+        raise AssertionError("Idle work has no end.")
 
     def ask(self, name: str, tokens: list[int], **more) -> list[int]:
         """Run a request to its end, and return the prompt and all of the reply that was decoded."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -123,8 +124,8 @@ class RealEngine:
         self.cache.check()
 
     def idle(self) -> None:
-        while self.engine.idle_step():
-            continue
+        while (pause := self.engine.idle_step()) is not None:
+            time.sleep(pause)
 
     def reply(self, name: str) -> list[int]:
         return [event.token for event in self.events[name] if isinstance(event, Token)]

@@ -6,8 +6,8 @@ from tests.engine.harness import Harness, words
 
 from kvstet.engine.fake import ATTENTION, HYBRID, OPAQUE, RECURRENT, SWA
 from kvstet.engine.messages import Failed, Finished, Token
-from kvstet.errors import ContextOverflow, DeadlineExceeded, InvalidRequest, QueueFull
-from kvstet.types import MemoryTraits, RequestId
+from kvstet.errors import ContextOverflow, DeadlineExceeded, InvalidRequest, OutOfMemory, QueueFull
+from kvstet.types import Blob, MemoryTraits, RequestId
 
 ALL_KINDS = pytest.mark.parametrize("traits", [ATTENTION, SWA, HYBRID, RECURRENT, OPAQUE], ids=lambda t: t.kind)
 
@@ -207,3 +207,41 @@ def test_a_request_that_wants_no_cache_is_computed_anew_and_leaves_nothing(trait
     assert h.model.num_used_cells <= used
     h.ask("c", first + words(10, 1), cuts=(100, 200, 204))
     assert h.reuse("c").num_computed_tokens == 11
+
+
+@ALL_KINDS
+def test_state_that_there_is_no_memory_to_save_is_computed_again(
+    traits: MemoryTraits, caplog: pytest.LogCaptureFixture
+):
+    h = Harness(traits, num_cells=400, max_length=400)
+
+    def fail(*_: object) -> Blob:
+        raise OutOfMemory("There is no memory for 1,000 bytes of state.")
+
+    h.model.save_span = h.model.save_checkpoint = fail
+    prompt = words(200)
+    first = h.ask("a", prompt, cuts=(100,))
+    h.idle()
+    h.ask("other", words(350, 9), cuts=(100, 200, 300))
+    h.ask("b", first + words(20, 1), cuts=(100, 200))
+    assert h.reuse("b").num_cached_tokens == 0
+    assert len([line for line in caplog.messages if "no memory" in line]) == 1
+
+
+def test_saved_state_that_there_is_no_memory_to_load_is_computed_again():
+    h = Harness(ATTENTION, num_cells=400, max_length=400)
+    first = h.ask("a", words(200))
+    h.idle()
+    h.ask("other", words(350, 9))
+
+    def fail(*_: object) -> None:
+        raise OutOfMemory("No memory to load a snapshot.")
+
+    h.model.load_span = fail
+    h.ask("b", first + words(20, 1))
+    assert h.reuse("b").num_cached_tokens == 0
+    # It is still there for when there is memory again.
+    del h.model.load_span
+    h.ask("another", words(350, 8))
+    h.ask("c", first + words(20, 2))
+    assert h.reuse("c").num_loaded_tokens >= 200

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -11,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from hypothesis.stateful import run_state_machine_as_test as run_machine
+from tests.cache.shelf import memory_folder
 from tests.engine.harness import Harness, words
 
 from kvstet.cache.plan import Plan
@@ -47,19 +51,30 @@ class Conversation:
 class CheckedEngine(Harness):
     """Checks every batch and every admission from outside, by what the model holds."""
 
-    def __init__(self, traits: MemoryTraits, **options: int) -> None:
+    def __init__(self, traits: MemoryTraits, **options) -> None:
+        self.conversations: dict[str, Conversation] = {}
+        self.may_fail: dict[str, bool] = {}
+        self._numbers = count()
         super().__init__(traits, **options)
+
+    def start_process(self) -> None:
+        super().start_process()
         self.engine.live.take = self._checked_take(self.engine)
         self.engine._plan = self._checked_plan(self.engine)
         self._is_cold = False
         self.model.decode = self._checked_decode(self.engine)
-        self.conversations: dict[str, Conversation] = {}
-        self.may_fail: dict[str, bool] = {}
+
+    def restart(self, *, is_killed: bool = False) -> None:
+        """Clients keep what was said; nobody is told how the requests in flight ended."""
+        for name in self.prompts:
+            self.conversations[name] = self.replied(name)
+        self.prompts, self.events, self.may_fail = {}, {}, {}
+        super().restart(is_killed=is_killed)
 
     def ask_for(
         self, conversation: Conversation, *, new: int, deadline: float | None = None, cache_prompt: bool = True
     ) -> None:
-        name = f"r{len(self.prompts)}"
+        name = f"r{next(self._numbers)}"
         self.conversations[name] = conversation
         num_tokens = len(conversation.tokens) + new
         self.may_fail[name] = num_tokens > min(self.model.num_cells, self.model.max_length) or deadline is not None
@@ -85,8 +100,14 @@ class CheckedEngine(Harness):
         reply = self.reply(name) if name in self.events else []
         return self.conversations[name].add(reply) if reply else self.conversations[name]
 
+    def files(self) -> list[Path]:
+        """All blobs on disk."""
+        folder = self.options.cache_folder
+        return sorted(path for path in folder.glob("v1/*/*/*") if path.is_file()) if folder else []
+
     def check(self) -> None:
         self.cache.check()
+        assert sum(path.stat().st_size for path in self.files()) <= self.options.cache_disk_bytes
         assert self.model.num_used_cells == self.cache.num_live_cells
         assert {b.seq: b.length for b in self.cache.branches if b.length} == {
             seq: self.model.length(seq) for seq in range(self.model.num_sequences) if self.model.length(seq)
@@ -156,8 +177,8 @@ class CheckedEngine(Harness):
             assert len(set(groups.tolist())) == len(groups)
             counts = np.unique_counts(batch.seqs)
             # A prompt may have one token left, and only replies and last prompt tokens give output.
-            num_prompt_tokens = sum(count for count in counts.counts.tolist() if count > 1)
-            assert num_prompt_tokens <= self.options.prefill_chunk
+            num_prompt_tokens = sum(number for number in counts.counts.tolist() if number > 1)
+            assert num_prompt_tokens <= self.options.prefill_chunk or self.engine.is_idle
             generating = {branch.seq for branch in self.cache.branches if branch.is_running} - {
                 branch.seq for branch in self.cache.branches if branch.is_computing_prompt
             }
@@ -182,6 +203,12 @@ rooms = st.fixed_dictionaries(
         "queue_size": st.sampled_from([2, 8]),
     }
 )
+disks = st.fixed_dictionaries(
+    {
+        "disk_bytes": st.sampled_from([800, 4000, 1 << 20]),
+        "audit_share": st.sampled_from([0.0, 1.0]),
+    }
+)
 picks = st.integers(0, 1 << 16)
 sizes = st.integers(1, 45)
 replies = st.integers(0, 25)
@@ -190,12 +217,19 @@ replies = st.integers(0, 25)
 class EngineMachine(RuleBasedStateMachine):
     traits: ClassVar[MemoryTraits]
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.exits = ExitStack()
+
     @initialize(room=rooms)
     def start(self, room: dict[str, int]) -> None:
+        self.open(room)
+
+    def open(self, room: dict[str, int], **disk) -> None:
         self.seed = 0
-        self.h = CheckedEngine(self.traits, max_length=room["num_cells"], **room)
-        self.h.model.vocab_size = VOCABULARY
-        self.h.model.end_token = END
+        self.h = CheckedEngine(
+            self.traits, max_length=room["num_cells"], vocab_size=VOCABULARY, end_token=END, **room, **disk
+        )
 
     # What clients do
 
@@ -265,7 +299,11 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(times=st.integers(1, 6))
     def idle(self, times: int) -> None:
         for _ in range(times):
-            self.h.engine.idle_step()
+            self.idle_step()
+
+    def idle_step(self) -> None:
+        self.h.engine.idle_step()
+        self.h.wait_for_disk()
 
     @precondition(lambda self: self.h.tier.keys)
     @rule(pick=picks, is_torn=st.booleans())
@@ -284,8 +322,11 @@ class EngineMachine(RuleBasedStateMachine):
         self.h.check()
 
     def teardown(self) -> None:
-        if not hasattr(self, "h"):
-            return
+        with self.exits:
+            if hasattr(self, "h"):
+                self.end()
+
+    def end(self) -> None:
         self.run_to_the_end()
         self.h.idle()
         self.h.check()
@@ -297,10 +338,13 @@ class EngineMachine(RuleBasedStateMachine):
         for name in self.h.prompts:
             self.h.check_events(name)
         self.check_work()
+        self.h.end_process()
 
     def check_work(self) -> None:
         """Nothing is decoded that was not said to be."""
         h = self.h
+        if h.options.audit_share:
+            return
         reuses = [event.reuse for events in h.events.values() for event in events if isinstance(event, Started)]
         num_replied = sum(len(h.reply(name)) for name in h.prompts)
         stats = h.engine.stats()
@@ -333,9 +377,65 @@ class EngineMachine(RuleBasedStateMachine):
         return names[pick % len(names)]
 
 
-def run(traits: MemoryTraits, num_examples: int, num_steps: int) -> None:
+class DiskMachine(EngineMachine):
+    """With a disk, whose files are lost and damaged, a process that ends now and then, and audits."""
+
+    @initialize(room=rooms, disk=disks)
+    def start(self, room: dict[str, int], disk: dict[str, float]) -> None:
+        self.folder = self.exits.enter_context(memory_folder())
+        self.open(room, folder=self.folder, **disk)
+
+    def idle_step(self) -> None:
+        # Audits have the model to themselves.
+        if self.h.engine.is_idle:
+            super().idle_step()
+            self.h.engine.auditor.give_way()
+
+    @rule()
+    def idle_for_long(self) -> None:
+        self.run_to_the_end()
+        self.h.idle()
+        self.h.engine.auditor.give_way()
+
+    @precondition(lambda self: self.h.files())
+    @rule(pick=picks)
+    def lose_a_file(self, pick: int) -> None:
+        self.picked(self.h.files(), pick).unlink()
+
+    @precondition(lambda self: self.h.files())
+    @rule(pick=picks, where=picks)
+    def damage_a_file(self, pick: int, where: int) -> None:
+        path = self.picked(self.h.files(), pick)
+        if content := bytearray(path.read_bytes()):
+            content[where % len(content)] ^= 1 + where % 255
+            path.write_bytes(content)
+
+    @precondition(lambda self: self.h.files())
+    @rule(pick=picks, where=picks)
+    def cut_off_a_file(self, pick: int, where: int) -> None:
+        path = self.picked(self.h.files(), pick)
+        content = path.read_bytes()
+        path.write_bytes(content[: where % (len(content) or 1)])
+
+    @rule(is_killed=st.booleans())
+    def restart(self, is_killed: bool) -> None:
+        for name in self.h.prompts:
+            self.h.check_reply(name)
+        self.h.restart(is_killed=is_killed)
+
+    @rule()
+    def lose_the_index(self) -> None:
+        for path in (self.folder / "v1").glob("index.sqlite3*"):
+            path.unlink()
+
+    def end(self) -> None:
+        super().end()
+        assert self.h.engine.auditor.num_failures == 0
+
+
+def run(machine: type[EngineMachine], traits: MemoryTraits, num_examples: int, num_steps: int) -> None:
     run_machine(
-        type("Machine", (EngineMachine,), {"traits": traits}),
+        type("Machine", (machine,), {"traits": traits}),
         settings=settings(
             max_examples=num_examples,
             stateful_step_count=num_steps,
@@ -347,14 +447,26 @@ def run(traits: MemoryTraits, num_examples: int, num_steps: int) -> None:
 
 @ALL_KINDS
 def test_random_sessions_are_answered_as_cold_runs_are(traits: MemoryTraits):
-    run(traits, num_examples=40, num_steps=25)
+    run(EngineMachine, traits, num_examples=40, num_steps=25)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @ALL_KINDS
 def test_random_sessions_are_answered_as_cold_runs_are_for_long(traits: MemoryTraits):
-    run(traits, num_examples=500, num_steps=50)
+    run(EngineMachine, traits, num_examples=500, num_steps=50)
+
+
+@ALL_KINDS
+def test_with_a_disk_too_random_sessions_are_answered_as_cold_runs_are(traits: MemoryTraits):
+    run(DiskMachine, traits, num_examples=30, num_steps=25)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@ALL_KINDS
+def test_with_a_disk_too_random_sessions_are_answered_as_cold_runs_are_for_long(traits: MemoryTraits):
+    run(DiskMachine, traits, num_examples=500, num_steps=50)
 
 
 # Sessions that were found to go wrong

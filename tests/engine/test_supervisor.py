@@ -69,7 +69,7 @@ async def started(path: str = "fake") -> Supervisor:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(500):
+    for _ in range(1500):
         if condition():
             return
         await asyncio.sleep(0.02)
@@ -153,6 +153,19 @@ def test_an_engine_that_keeps_dying_is_given_up(monkeypatch: pytest.MonkeyPatch)
         await supervisor.close()
 
     asyncio.run(main())
+
+
+async def test_an_engine_that_is_just_starting_does_not_mind_the_signals_that_stop_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal\nfor number in (signal.SIGINT, signal.SIGTERM): os.kill(os.getpid(), number)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    supervisor = await started()
+    assert isinstance((await collect(supervisor, generate("a", [1, 2, 3])))[-1], Finished)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
+    await supervisor.close()
 
 
 async def test_closing_the_generator_frees_the_request():

@@ -28,6 +28,8 @@ class Piece:
     end: EndReason | None = None
     stop_string: str | None = None
     """The stop string that ended it."""
+    is_anew: bool = False
+    """The choice begins again with it: what came of it before is void. Only where the reply is not streamed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +47,13 @@ class Account:
 class Reply:
     """The state of one choice."""
 
-    def __init__(self, choice: int, text: TextStream) -> None:
+    def __init__(self, choice: int, new_text: Callable[[], TextStream]) -> None:
         self.end: EndReason | None = None
         self.num_tokens = 0
         self._choice = choice
-        self._text = text
+        self._new_text = new_text
+        self._text = new_text()
+        self._is_anew = False
         self._started: Started | None = None
         self._finished: Finished | None = None
         self._started_at = 0.0
@@ -70,6 +74,7 @@ class Reply:
                 if self._text.stop_string is not None:
                     self.end = "stop"
             case Started():
+                self._begin_anew()
                 self._started = event
                 self._started_at = time.perf_counter()
             case Finished(reason="cancelled"):
@@ -84,7 +89,8 @@ class Reply:
     def take(self) -> Piece:
         """What is new since the last call."""
         delta = self._text.take()
-        return Piece(self._choice, delta.text, delta.tokens, self.end, self._text.stop_string)
+        is_anew, self._is_anew = self._is_anew, False
+        return Piece(self._choice, delta.text, delta.tokens, self.end, self._text.stop_string, is_anew)
 
     @property
     def account(self) -> Account:
@@ -100,6 +106,13 @@ class Reply:
             finished.decode_seconds if finished else self._last_at - self._first_at,
             finished.num_new_tokens if finished else self.num_tokens,
         )
+
+    def _begin_anew(self) -> None:
+        """The engine runs the request again, after a crash."""
+        if self.num_tokens:
+            self.num_tokens = 0
+            self._text = self._new_text()
+            self._is_anew = True
 
     def _note_token(self) -> None:
         self.num_tokens += 1
@@ -122,7 +135,7 @@ class Generation:
     ) -> None:
         self._engine = engine
         self._requests = requests
-        self._replies = [Reply(choice, TextStream(tokenizer, stops)) for choice in range(len(requests))]
+        self._replies = [Reply(choice, lambda: TextStream(tokenizer, stops)) for choice in range(len(requests))]
         self._on_first_token = on_first_token
         self._has_tokens = False
 
@@ -153,7 +166,7 @@ class Generation:
         for piece in pieces:
             if piece.stop_string is not None:
                 feed.stop(piece.choice)
-        return [piece for piece in pieces if piece.text or piece.tokens or piece.end]
+        return [piece for piece in pieces if piece.text or piece.tokens or piece.end or piece.is_anew]
 
     def _note_first_token(self) -> None:
         if not self._has_tokens and any(reply.num_tokens for reply in self._replies):

@@ -23,6 +23,8 @@ _GAUGES = {
     "num_live_cells": ("kvstet_live_cells", "Token cells of live state in use."),
     "num_parked_branches": ("kvstet_parked_branches", "Branches kept live without a request."),
     "ram_bytes": ("kvstet_cache_ram_bytes", "Saved state held in host memory."),
+    "disk_bytes": ("kvstet_cache_disk_bytes", "Saved state in the cache folder, of all models."),
+    "num_unwritten_blobs": ("kvstet_unwritten_blobs", "States that should be on disk and are not yet."),
 }
 _COUNTERS = {
     "num_generated_tokens": ("kvstet_generated_tokens", "Tokens sampled."),
@@ -30,6 +32,8 @@ _COUNTERS = {
     "decode_seconds": ("kvstet_decode_seconds", "Time spent on replies."),
     "num_evicted_blobs": ("kvstet_evicted_blobs", "Saved states dropped for want of room."),
     "num_preemptions": ("kvstet_preemptions", "Requests set back to waiting for want of live cells."),
+    "num_written_bytes": ("kvstet_disk_written_bytes", "Written to the cache folder."),
+    "num_damaged_blobs": ("kvstet_damaged_blobs", "Saved states found lost or damaged on disk, and given up."),
 }
 _SOURCES = ("reused", "loaded", "shifted", "computed")
 

@@ -40,6 +40,7 @@ class Counters:
         self.prefill_seconds += seconds * (num_tokens - num_reply_tokens) / num_tokens
 
     def stats(self, waiting: Sequence[Job], running: Sequence[Job], cache: Cache, num_parked: int) -> Stats:
+        disk = cache.archive.disk if cache.archive else None
         return Stats(
             num_requests=self.num_requests,
             num_running=len(running),
@@ -57,4 +58,8 @@ class Counters:
             ram_bytes=cache.tier.used_bytes,
             num_evicted_blobs=cache.num_evicted_blobs,
             num_preemptions=self.num_preemptions,
+            disk_bytes=disk.used_bytes if disk else 0,
+            num_unwritten_blobs=cache.num_unwritten_blobs,
+            num_written_bytes=disk.num_written_bytes if disk else 0,
+            num_damaged_blobs=disk.num_damaged if disk else 0,
         )

@@ -15,12 +15,16 @@ from numpy.typing import NDArray
 
 from kvstet.cache.cache import Cache
 from kvstet.cache.plan import Plan
+from kvstet.cache.rates import num_looks
 from kvstet.cache.tree import Node
 from kvstet.config import EngineOptions
+from kvstet.engine.audit import Auditor
 from kvstet.engine.batching import Segment, Work, next_work
 from kvstet.engine.counters import Counters
+from kvstet.engine.cuts import cuts_of
 from kvstet.engine.job import Job
 from kvstet.engine.live import LiveSet, LostBlob
+from kvstet.engine.logprobs import logprobs_of
 from kvstet.engine.messages import (
     Event,
     Failed,
@@ -31,7 +35,6 @@ from kvstet.engine.messages import (
     Started,
     Stats,
     Token,
-    TokenLogprobs,
 )
 from kvstet.engine.model import Model
 from kvstet.errors import (
@@ -40,12 +43,16 @@ from kvstet.errors import (
     InvalidRequest,
     KvstetError,
     OutOfCells,
+    OutOfMemory,
     QueueFull,
 )
 from kvstet.types import RequestId, Reuse
 
-MIN_CHECKPOINT_TOKENS = 16
-"""Checkpoints stand at least this far apart: to compute so few tokens again is cheaper than to keep state."""
+BUSY_SHARE = 0.25
+"""Part of the time that writing may take while requests run: it costs them a little (`bench/saving.py`)."""
+
+WRITING_SECONDS = 0.005
+"""How long to wait before looking again whether a blob is on disk."""
 
 SPARE_CELLS = 32
 """Cells that must be free beyond the prompt for a request to be admitted beside others."""
@@ -74,11 +81,13 @@ class Engine:
         self._running: list[Job] = []
         self._events: list[Event] = []
         self._counters = Counters()
+        self.auditor = Auditor(model, cache, self.live, share=options.audit_share)
 
     # What the caller does
 
     def submit(self, request: Generate) -> None:
         """Queue a request; what is wrong with it comes as a ``Failed`` event."""
+        self.auditor.give_way()
         try:
             self._waiting.append(self._job(request))
         except KvstetError as error:
@@ -103,12 +112,33 @@ class Engine:
         if work is not None:
             self._run(work)
             self.live.retire_step()
+            self.cache.write_step(BUSY_SHARE)
         events, self._events = self._events, []
         return events
 
-    def idle_step(self) -> bool:
-        """One small piece of work for when no request is there. False: nothing is left to do."""
-        return self.live.idle_step()
+    def idle_step(self) -> float | None:
+        """One small piece of work for when no request is there.
+
+        Seconds after which there is more to do, 0: at once; None: nothing is left until a request has come.
+        """
+        if self.live.idle_step() or self.cache.write_step():
+            return 0.0
+        if self.cache.is_writing:
+            return WRITING_SECONDS
+        return 0.0 if self.cache.flush_step() or self.cache.warm_step() or self.auditor.step() else None
+
+    def finish(self, seconds: float) -> None:
+        """End all requests, and save and write what would be lost with the process, for so long at most."""
+        self.auditor.give_way()
+        for job in (*self._waiting, *self._running):
+            self._finish(job, "cancelled")
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if self.live.idle_step() or self.cache.write_step():
+                continue
+            if not self.cache.is_writing:
+                break
+            time.sleep(WRITING_SECONDS)
 
     @property
     def is_idle(self) -> bool:
@@ -162,7 +192,7 @@ class Engine:
             plan = self._plan(job, node)
         begun = self._clock()
         try:
-            job.branch = self.live.take(plan, node)
+            plan = self._take(job, plan, node)
         except LostBlob:
             return False  # The next step plans without it.
         except OutOfCells:
@@ -172,7 +202,17 @@ class Engine:
         if job.sampler is None:
             job.sampler = self._model.sampler(job.request.sampling, job.request.tokens)
             self._tell_started(job, plan, self._clock() - begun)
+            self.auditor.note(job.request.tokens, plan.resume)
         return True
+
+    def _take(self, job: Job, plan: Plan, node: Node) -> Plan:
+        """Bring the plan to life, or one that loads nothing where there is no memory to load with."""
+        try:
+            job.branch = self.live.take(plan, node)
+        except OutOfMemory:
+            plan = self.cache.plan_cold(job.tokens)
+            job.branch = self.live.take(plan, node)
+        return plan
 
     def _plan(self, job: Job, node: Node) -> Plan:
         return self.cache.plan_to(node) if job.request.cache_prompt else self.cache.plan_cold(job.tokens)
@@ -180,23 +220,11 @@ class Engine:
     def _place(self, job: Job) -> Node:
         """The job's end in the tree, pinned so that what leads there stays."""
         if job.node is None:
-            match = self.cache.tree.match(job.tokens)
+            match = self.cache.look_up(job.tokens)
             job.num_known = match.length
-            job.node = self.cache.insert(job.tokens, self._cuts(job), match)
+            job.node = self.cache.insert(job.tokens, cuts_of(job.request, len(job.tokens), match, self.cache), match)
             self.cache.pin(job.node)
         return job.node
-
-    def _cuts(self, job: Job) -> tuple[int, ...]:
-        """Where the path is cut: at message ends; where checkpoints are needed, not closer than is worth one."""
-        cuts = sorted(cut for cut in set(job.request.cuts) if 0 < cut < len(job.tokens))
-        if not self.cache.traits.has_checkpoints:
-            return tuple(cuts)
-        last = len(job.tokens) - 1
-        kept: list[int] = []
-        for cut in (*cuts, last):
-            if cut - (kept[-1] if kept else 0) >= MIN_CHECKPOINT_TOKENS:
-                kept.append(cut)
-        return tuple(kept)
 
     def _has_room(self, job: Job, plan: Plan) -> bool:
         # What running prompts were admitted for is theirs, though they do not hold it yet.
@@ -260,7 +288,10 @@ class Engine:
         for segment in work.segments:
             self._advance(segment, row)
             row += segment.gives_token
-        self._counters.add_step(work, self._clock() - begun)
+        seconds = self._clock() - begun
+        self._counters.add_step(work, seconds)
+        if not any(segment.is_reply for segment in work.segments):
+            self.cache.policy.rates.observe_compute(num_tokens, _num_looks(work), seconds)
 
     def _advance(self, segment: Segment, row: int) -> None:
         job = segment.job
@@ -296,7 +327,7 @@ class Engine:
         job.first_token = job.first_token or self._clock()
         job.generated.append(token)
         self._counters.num_generated_tokens += 1
-        self._events.append(Token(job.id, token, _logprobs(logprobs, token, job.request.num_logprobs)))
+        self._events.append(Token(job.id, token, logprobs_of(logprobs, token, job.request.num_logprobs)))
         if self._model.is_end(token) and not job.request.ignore_eos:
             self._finish(job, "stop")
         elif len(job.generated) == job.request.max_new_tokens or job.branch.length >= self._model.max_length:
@@ -370,13 +401,11 @@ class Engine:
                 self._fail(job, DeadlineExceeded("The request's time was over before it was finished."))
 
 
-def _logprobs(logits: NDArray[np.float32] | None, token: int, num_top: int | None) -> TokenLogprobs | None:
-    """The chosen token's log-probability and the best ones, from logits of shape ``(vocab_size,)``."""
-    if logits is None or num_top is None:
-        return None
-    scores = logits.astype(np.float64)
-    scores -= scores.max()
-    scores -= np.log(np.exp(scores).sum())
-    best = np.argpartition(scores, -num_top)[-num_top:] if 0 < num_top < len(scores) else np.arange(0)
-    best = best[np.argsort(scores[best])[::-1]]
-    return TokenLogprobs(float(scores[token]), tuple((int(i), float(scores[i])) for i in best))
+def _num_looks(work: Work) -> float:
+    """How often a step's tokens looked back on others; branches stand behind the step by now."""
+    looks = 0.0
+    for segment in work.segments:
+        branch = segment.job.branch
+        stop = branch.length if branch else segment.num_tokens
+        looks += num_looks(stop - segment.num_tokens, stop)
+    return looks

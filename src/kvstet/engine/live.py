@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 
@@ -9,7 +11,7 @@ from kvstet.cache.cache import Cache
 from kvstet.cache.plan import Plan
 from kvstet.cache.tree import Branch, Node, Stored
 from kvstet.engine.model import Model
-from kvstet.errors import KvstetError, OutOfCells, SnapshotMismatch
+from kvstet.errors import KvstetError, OutOfCells, OutOfMemory, SnapshotMismatch
 from kvstet.types import Blob, SeqId
 
 PARK_TOKENS = 256
@@ -18,6 +20,12 @@ PARK_TOKENS = 256
 Each of them pays for the parked cells, loading them again is paid once: after about this many both have cost the
 same, so waiting that long costs at most twice the best choice (the ski-rental rule).
 """
+
+
+COMPLAIN_TOKENS = 100_000
+"""Work after which it is said again that memory is short."""
+
+log = logging.getLogger(__name__)
 
 
 class LostBlob(KvstetError):
@@ -33,6 +41,8 @@ class LiveSet:
         self._free = [SeqId(seq) for seq in reversed(range(model.num_sequences))]
         self._work_when_parked: dict[Branch, int] = {}
         self._unsavable: set[Branch] = set()
+        """There was no room for their state; tried again when something else has come."""
+        self._complained = 0
         self.num_work_tokens = 0
         """Tokens decoded so far, by anyone; advanced by the engine."""
 
@@ -55,26 +65,30 @@ class LiveSet:
         """A running branch that holds the first ``plan.resume`` tokens of the path to ``node``.
 
         A parked branch that ends where the plan forks is taken over, any other stays as it is. LostBlob: plan again.
-        OutOfCells: nothing was changed.
+        OutOfCells, OutOfMemory: nothing was changed.
         """
         fork = plan.fork
         if fork and not fork.branch.is_running and fork.stop == fork.branch.length == plan.resume:
             return self._take_over(fork.branch, node)
+        self._unsavable.clear()
         seq = self._free_sequence(keep=fork.branch if fork else None)
+        self._fill(seq, plan)
+        return self._cache.open(seq, node, plan.resume, fork)
+
+    def _fill(self, seq: SeqId, plan: Plan) -> None:
+        """Bring a plan's state to an empty sequence; where that fails, the sequence is free again."""
         try:
-            if fork:
-                self._model.fork(fork.branch.seq, seq, fork.stop)
+            if plan.fork:
+                self._model.fork(plan.fork.branch.seq, seq, plan.fork.stop)
             self._load(seq, plan)
         except BaseException:
-            self._model.remove(seq)
-            self._free.append(seq)
+            self.give_back(seq)
             raise
-        return self._cache.open(seq, node, plan.resume, fork)
 
     def _take_over(self, branch: Branch, node: Node) -> Branch:
         if self._cache.lacks_checkpoint(branch):
             # The branch moves on, and others may want to resume where it stood.
-            self._save_checkpoint(branch)
+            self._save_checkpoint(branch, branch.node)
         self._unpark(branch)
         self._cache.reopen(branch, node)
         return branch
@@ -90,20 +104,54 @@ class LiveSet:
     @contextmanager
     def _fetched(self, stored: Stored) -> Generator[Blob]:
         """The blob, to be loaded. One that is lost or torn is forgotten: LostBlob."""
-        blob = self._cache.fetch(stored)
+        tier = "ram" if stored.in_ram else "disk"
+        begun = time.perf_counter()
         try:
+            blob = self._cache.fetch(stored)
             if blob is None:
-                raise SnapshotMismatch("The tier has lost it.")
+                raise SnapshotMismatch("No tier has it any more.")
             yield blob
+            self._cache.policy.rates.observe_load(blob.num_bytes, tier, time.perf_counter() - begun)
         except SnapshotMismatch as error:
             self._cache.forget(stored)
             raise LostBlob(f"A saved state could not be loaded: {error}") from error
+
+    # Lending
+
+    def make_room_to_borrow(self, num_tokens: int) -> bool:
+        """Whether a sequence and the cells for so many tokens can be had, letting go of nothing that is not saved."""
+        saved = [branch for branch in self.parked if self._is_saved(branch)]
+        others = self._cache.branches - set(saved)
+        if not (self._free or saved) or self._model.num_cells - self._cache.num_cells(others) < num_tokens:
+            return False
+        for branch in saved:
+            if self._free and self.num_free_cells() >= num_tokens:
+                break
+            self.release(branch)
+        return True
+
+    def borrow(self, plan: Plan | None) -> SeqId:
+        """A sequence that holds what the plan brings (None: nothing), unknown to the cache's books.
+
+        OutOfCells, LostBlob: nothing was changed. It must be given back before any request is admitted.
+        """
+        if not self._free:
+            raise OutOfCells("All sequences are in use.")
+        seq = self._free.pop()
+        if plan is not None:
+            self._fill(seq, plan)
+        return seq
+
+    def give_back(self, seq: SeqId) -> None:
+        """Free a borrowed sequence."""
+        self._model.remove(seq)
+        self._free.append(seq)
 
     # Saving
 
     def reach_cut(self, branch: Branch, node: Node) -> None:
         """The branch stands at the end of ``node`` while it computes: keep its summary state."""
-        self._cache.store(node, "checkpoint", self._model.save_checkpoint(branch.seq))
+        self._save_checkpoint(branch, node)
 
     def park(self, branch: Branch) -> None:
         """The branch stops running; it stays live for whoever continues it."""
@@ -171,20 +219,38 @@ class LiveSet:
         """Save what only this branch holds, piece by piece, and tell of each whether it was kept."""
         if branch in self._unsavable:
             return
-        if self._cache.lacks_checkpoint(branch):
-            yield self._save_checkpoint(branch)
+        # Spans first: without them, neither this checkpoint nor those before it bring anything back.
         for node in self._cache.unsaved(branch):
-            blob = self._model.save_span(branch.seq, node.start, node.stop)
-            yield self._kept(branch, self._cache.store(node, "span", blob))
+            yield self._kept(branch, self._save_span(branch, node))
+        if self._cache.lacks_checkpoint(branch):
+            yield self._kept(branch, self._save_checkpoint(branch, branch.node))
 
-    def _save_checkpoint(self, branch: Branch) -> bool:
-        blob = self._model.save_checkpoint(branch.seq)
-        return self._kept(branch, self._cache.store(branch.node, "checkpoint", blob))
+    def _save_span(self, branch: Branch, node: Node) -> bool:
+        try:
+            return self._cache.store(node, "span", self._model.save_span(branch.seq, node.start, node.stop))
+        except OutOfMemory as error:
+            return self._note(error)
+
+    def _save_checkpoint(self, branch: Branch, node: Node) -> bool:
+        try:
+            return self._cache.store(node, "checkpoint", self._model.save_checkpoint(branch.seq))
+        except OutOfMemory as error:
+            return self._note(error)
+
+    def _note(self, error: OutOfMemory) -> bool:
+        """Say it once in a while; what was not saved is computed again, should it be asked for."""
+        if self.num_work_tokens >= self._complained + COMPLAIN_TOKENS or not self._complained:
+            log.warning("State is not kept: %s", error)
+            self._complained = max(1, self.num_work_tokens)
+        return False
 
     def _kept(self, branch: Branch, was_kept: bool) -> bool:
         if not was_kept:
             self._unsavable.add(branch)
         return was_kept
+
+    def _is_saved(self, branch: Branch) -> bool:
+        return not self._cache.lacks_checkpoint(branch) and not self._cache.unsaved(branch)
 
     def _free_sequence(self, keep: Branch | None) -> SeqId:
         if not self._free:

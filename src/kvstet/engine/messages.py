@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kvstet.errors import KvstetError
-from kvstet.types import DEFAULT_SAMPLING, RequestId, Reuse, Sampling, Tokens
+from kvstet.types import DEFAULT_SAMPLING, CutKind, RequestId, Reuse, Sampling, Tokens
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -29,6 +29,10 @@ class Generate:
     """False: compute everything anew and leave nothing behind, as for a measurement."""
     deadline_seconds: float | None = None
     """Time the request may take from when the engine gets it; None: the engine's own default."""
+    cut_kinds: tuple[CutKind, ...] = ()
+    """What stands behind each of the cuts; empty: not known."""
+    is_streamed: bool = True
+    """False: the client sees nothing of the reply until all of it is there, so it may be begun anew after a crash."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,10 @@ Command = Generate | Cancel
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The request was admitted, and this is where its prompt comes from."""
+    """The request was admitted, and this is where its prompt comes from.
+
+    A second one means that the request is run again, after a crash: the tokens that came before it are void.
+    """
 
     id: RequestId
     reuse: Reuse
@@ -124,6 +131,8 @@ class ModelInfo:
     span_bytes_per_token: int
     checkpoint_bytes: int
     chat_template: str | None
+    num_found_blobs: int = 0
+    """Saved states that were on disk when the process started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,3 +155,10 @@ class Stats:
     ram_bytes: int = 0
     num_evicted_blobs: int = 0
     num_preemptions: int = 0
+    disk_bytes: int = 0
+    """Of the whole cache folder, also what other models and processes have there."""
+    num_unwritten_blobs: int = 0
+    """State that should be on disk and is not yet, what only live branches hold included; 0 where there is no disk."""
+    num_written_bytes: int = 0
+    num_damaged_blobs: int = 0
+    """Files that were lost, or not what was written; they were refused and given up."""

@@ -12,17 +12,21 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
 
 from kvstet.cache.cache import Cache
+from kvstet.cache.disk import DiskTier
+from kvstet.cache.fingerprint import model_fingerprint
+from kvstet.cache.store import DiskStore
 from kvstet.cache.tier import RamTier
 from kvstet.config import EngineOptions, ModelOptions
 from kvstet.engine.engine import Engine
 from kvstet.engine.messages import Command, Event, Generate, ModelInfo, Stats
 from kvstet.engine.model import Model
 from kvstet.engine.wire import Channel
-from kvstet.errors import KvstetError
+from kvstet.errors import DiskUnavailable, KvstetError
 
 MEMORY_SUMMARIES = {
     "attention": "a prompt resumes at any token that was seen before",
@@ -33,8 +37,17 @@ MEMORY_SUMMARIES = {
 }
 """What the cache can do with each kind of memory; told at start-up."""
 
+log = logging.getLogger(__name__)
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""They may reach the whole process group, but when to stop is the server's to say."""
+
+FINISH_SECONDS = 5.0
+"""How long state may be written when the server stops, or is gone."""
+
 STATS_SECONDS = 0.25
-"""How often counters go to the server while the engine works."""
+"""How often counters go to the server while the engine works. A busy engine reports after every step at least this
+long after the last report, and so is never silent for longer than this and one step (`kvstet.engine.watchdog`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +56,10 @@ class Loaded:
 
     model: Model
     info: ModelInfo
+    identity: tuple[str, ...] = ()
+    """What besides the model's file decides the numbers in its state."""
+    prompt_token_seconds: float = 0.0
+    """About how long this machine computes on one token of a prompt; 0 where it was not measured."""
 
 
 Loader = Callable[[ModelOptions, Callable[[float], None]], Loaded]
@@ -71,6 +88,8 @@ class Ready:
     """The engine takes requests."""
 
     info: ModelInfo
+    step_seconds: float
+    """About how long a full step will take; 0 where it was not measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +114,13 @@ class Stop:
 def load_llama(options: ModelOptions, on_progress: Callable[[float], None]) -> Loaded:
     """Load a GGUF with libllama."""
     from kvstet.llama.context import Context
+    from kvstet.llama.identity import state_identity
     from kvstet.llama.model import Model as LlamaModel
 
     model = LlamaModel.load(options, on_progress)
     context = Context(model, options)
     span_bytes, checkpoint_bytes = context.measure_state()
-    context.warm_up()
+    prompt_token_seconds = context.warm_up()
     info = ModelInfo(
         name=model.name or options.path.stem,
         architecture=model.architecture,
@@ -118,7 +138,7 @@ def load_llama(options: ModelOptions, on_progress: Callable[[float], None]) -> L
         checkpoint_bytes=checkpoint_bytes,
         chat_template=model.chat_template,
     )
-    return Loaded(context, info)
+    return Loaded(context, info, state_identity(model, options, context.traits), prompt_token_seconds)
 
 
 def run(channel: Channel) -> None:
@@ -130,13 +150,43 @@ def run(channel: Channel) -> None:
     except KvstetError as error:
         channel.send(Broken(error))
         return
-    channel.send(Ready(loaded.info))
-    cache = Cache(loaded.model.traits, RamTier(start.engine.cache_ram_bytes))
-    engine = Engine(loaded.model, cache, start.engine, parallel=start.model.parallel)
-    try:
-        _serve(engine, channel)
-    finally:
-        loaded.model.close()
+    with opened_cache(start.model, start.engine, loaded) as cache:
+        info = replace(loaded.info, num_found_blobs=cache.num_found_blobs)
+        channel.send(Ready(info, loaded.prompt_token_seconds * start.engine.prefill_chunk))
+        engine = Engine(loaded.model, cache, start.engine, parallel=start.model.parallel)
+        try:
+            _serve(engine, channel)
+        finally:
+            if start.engine.cache_folder is not None:
+                engine.finish(FINISH_SECONDS)
+            loaded.model.close()
+
+
+@contextmanager
+def opened_cache(model: ModelOptions, options: EngineOptions, loaded: Loaded) -> Generator[Cache]:
+    """The model's cache, with what is on disk of it. Where the disk cannot be used: one warning, and without it."""
+    traits, ram = loaded.model.traits, RamTier(options.cache_ram_bytes)
+    if options.cache_folder is None:
+        yield Cache(traits, ram)
+        return
+    with ExitStack() as stack:
+        try:
+            store = stack.enter_context(closing(DiskStore(options.cache_folder)))
+            fingerprint = model_fingerprint(model.path, loaded.identity, store)
+        except (DiskUnavailable, OSError) as error:
+            log.warning("The cache on disk is not used: %s", error)
+            yield Cache(traits, ram)
+            return
+        disk = DiskTier(
+            store,
+            fingerprint,
+            capacity_bytes=options.cache_disk_bytes,
+            write_bytes_per_hour=options.cache_disk_write_bytes_per_hour,
+            model_name=loaded.info.name,
+        )
+        cache = Cache(traits, ram, disk, fingerprint=fingerprint)
+        stack.callback(cache.finish)
+        yield cache
 
 
 def _serve(engine: Engine, channel: Channel) -> None:
@@ -153,7 +203,10 @@ def _serve(engine: Engine, channel: Channel) -> None:
         if events or is_due:
             channel.send(Report(events, engine.stats() if is_due else None))
         reported = now if is_due else reported
-        timeout = None if engine.is_idle and not engine.idle_step() else 0.0
+        timeout = engine.idle_step() if engine.is_idle else 0.0
+        if timeout is None:
+            # Nothing follows until a request comes, so what was last told stays for long.
+            channel.send(Report([], engine.stats()))
 
 
 def _obey(engine: Engine, command: Command) -> None:
@@ -164,9 +217,10 @@ def _obey(engine: Engine, command: Command) -> None:
 
 
 def main() -> None:
-    # Both may reach the whole process group; when to stop is the server's to say.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    # The supervisor has started this process with them blocked.
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     try:
         run(Channel(socket.socket(fileno=int(sys.argv[1]))))
     except (EOFError, ConnectionError):

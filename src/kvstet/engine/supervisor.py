@@ -1,7 +1,7 @@
 """Runs the engine in a process of its own, and starts it again when it dies.
 
-A native abort ends that process, not the server: requests that had streamed nothing yet are run again unseen, the
-others end with `EngineCrashed`.
+A native abort ends that process, not the server: requests of which no client has seen anything yet are run again
+unseen, the others end with `EngineCrashed`. A process that hangs is killed, and the same follows.
 """
 
 from __future__ import annotations
@@ -13,40 +13,27 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import Process
-from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncGenerator, Callable, Generator
+from dataclasses import replace
 
 from kvstet.config import EngineOptions, ModelOptions
 from kvstet.engine import wire
-from kvstet.engine.messages import Cancel, Event, Failed, Finished, Generate, ModelInfo, Stats, Token
-from kvstet.engine.process import Broken, Loader, Loading, Ready, Report, Start, Stop, load_llama
+from kvstet.engine.flight import Flight
+from kvstet.engine.messages import Cancel, Event, Failed, Finished, Generate, ModelInfo, Stats
+from kvstet.engine.process import STOP_SIGNALS, Broken, Loader, Loading, Ready, Report, Start, Stop, load_llama
+from kvstet.engine.watchdog import Watchdog
 from kvstet.errors import EngineCrashed, KvstetError, ModelLoadError, QueueFull, ShuttingDown
 from kvstet.types import RequestId
 
 log = logging.getLogger(__name__)
 
-STOP_SECONDS = 5.0
+STOP_SECONDS = 8.0
+"""How long the process may take to write its state and end, before it is killed."""
+KILL_SECONDS = 30.0
+"""How long a killed process may take to be gone. One that a driver does not let go of never is; it is left behind."""
+
 RESTART_SECONDS = (0.0, 1.0, 4.0, 15.0, 60.0)
 """Waits before each restart in a row; a finished request starts the count again. After the last, it stays down."""
-
-
-@dataclass(eq=False, slots=True)
-class Flight:
-    """A request in flight."""
-
-    request: Generate
-    inbox: asyncio.Queue[Event] = field(default_factory=asyncio.Queue[Event])
-    has_streamed: bool = False
-    """The client has seen a token, so the request cannot be run again unseen."""
-    num_crashes: int = 0
-    is_over: bool = False
-
-    def put(self, event: Event) -> None:
-        """Hand an event to whoever reads; nothing follows the last one."""
-        if not self.is_over:
-            self.is_over = isinstance(event, Finished | Failed)
-            self.has_streamed |= isinstance(event, Token)
-            self.inbox.put_nowait(event)
 
 
 class Supervisor:
@@ -58,6 +45,7 @@ class Supervisor:
         self._flights: dict[RequestId, Flight] = {}
         self._info: ModelInfo | None = None
         self._stats = Stats()
+        self._watchdog = Watchdog(engine.watchdog_seconds)
         self._process: Process | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -148,12 +136,16 @@ class Supervisor:
             raise QueueFull(f"{len(self._flights)} requests are in flight already.")
         flight = self._flights[request.id] = Flight(request)
         if self._is_ready:
-            self._send(request)
+            self._submit(flight)
         return flight
+
+    def _submit(self, flight: Flight) -> None:
+        self._send(flight.request)
+        self._watchdog.expect(flight.request.id)
 
     async def _spawn(self) -> asyncio.StreamReader:
         ours, theirs = socket.socketpair()
-        with theirs:
+        with theirs, stop_signals_blocked():
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "kvstet.engine", str(theirs.fileno()), pass_fds=[theirs.fileno()]
             )
@@ -166,11 +158,12 @@ class Supervisor:
             match await wire.read(reader):
                 case Loading(fraction):
                     on_progress(fraction)
-                case Ready(info):
+                case Ready(info, step_seconds):
                     self._is_ready = True
+                    self._watchdog.allow(step_seconds)
                     for flight in self._flights.values():
                         if not flight.is_over:
-                            self._send(flight.request)
+                            self._submit(flight)
                     return info
                 case Broken(error):
                     raise error
@@ -178,42 +171,80 @@ class Supervisor:
                     raise AssertionError(message)
 
     async def _keep(self, reader: asyncio.StreamReader) -> None:
-        """Hand out what the engine reports, and start it again whenever it dies."""
+        """Hand out what the engine reports, and start it again whenever it dies or hangs."""
         while not self._is_closing:
-            try:
-                await self._dispatch(reader)
-            except (asyncio.IncompleteReadError, ConnectionError):
-                self._is_ready = False
+            silent_seconds = await self._follow(reader)
+            self._is_ready = False
             if self._is_closing:
                 return
-            await self._report_death()
+            if silent_seconds is None:
+                await self._bury()
+            else:
+                await self._put_down(silent_seconds)
             restarted = await self._restart()
             if restarted is None:
                 return
             reader = restarted
 
-    async def _dispatch(self, reader: asyncio.StreamReader) -> None:
-        while True:
-            report: Report = await wire.read(reader)
-            self._stats = report.stats or self._stats
-            for event in report.events:
-                flight = self._flights.get(event.id)
-                if flight is not None:
-                    flight.put(event)
-                if isinstance(event, Finished):
-                    self._num_failures = 0
+    async def _follow(self, reader: asyncio.StreamReader) -> float | None:
+        """Hand out what the engine reports. Returns once it is dead: None; or hangs: the seconds of its silence."""
+        dispatching = asyncio.create_task(self._dispatch(reader))
+        watching = asyncio.create_task(self._watchdog.wait_for_hang())
+        try:
+            await asyncio.wait({dispatching, watching}, return_when=asyncio.FIRST_COMPLETED)
+            return dispatching.result() if dispatching.done() else watching.result()
+        finally:
+            for task in (dispatching, watching):
+                task.cancel()
+            await asyncio.gather(dispatching, watching, return_exceptions=True)
 
-    async def _report_death(self) -> None:
+    async def _dispatch(self, reader: asyncio.StreamReader) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                report: Report = await wire.read(reader)
+                self._stats = report.stats or self._stats
+                self._watchdog.hear(report.events)
+                for event in report.events:
+                    flight = self._flights.get(event.id)
+                    if flight is not None:
+                        flight.put(event)
+                    if isinstance(event, Finished):
+                        self._num_failures = 0
+
+    async def _bury(self) -> None:
+        """The process died by itself."""
         assert self._process is not None
         code = await self._process.wait()
+        log.error("The engine process died (exit status %s); it is started again.", code)
+        await self._clear_away(EngineCrashed("The engine crashed while it worked on this request."))
+
+    async def _put_down(self, silent_seconds: float) -> None:
+        """Kill a process that hangs."""
+        assert self._process is not None
+        log.error(
+            "The engine process hangs: it has requests to work on, and was silent for %.0f seconds (--watchdog)."
+            " It is killed and started again.",
+            silent_seconds,
+        )
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        try:
+            await asyncio.wait_for(self._process.wait(), KILL_SECONDS)
+        except TimeoutError:
+            log.error("The engine process %d cannot be killed; it is left behind.", self._process.pid)
+        sentence = (
+            "The engine hung while it worked on this request: it was stopped after"
+            f" {silent_seconds:.0f} seconds of silence."
+        )
+        await self._clear_away(EngineCrashed(sentence))
+
+    async def _clear_away(self, error: EngineCrashed) -> None:
+        """What the process was working on starts over, or ends with ``error``."""
         await self._hang_up()
         self._stats = Stats()  # The next process counts from nothing, and nothing of this one runs any more.
-        log.error("The engine process died (exit status %s); it is started again.", code)
+        self._watchdog.forget()
         for flight in self._flights.values():
-            flight.num_crashes += 1
-            if flight.has_streamed or flight.num_crashes > 1:
-                error = EngineCrashed("The engine crashed while it worked on this request.")
-                flight.put(Failed(flight.request.id, error))
+            flight.crash(error)
 
     async def _restart(self) -> asyncio.StreamReader | None:
         while self._num_failures < len(RESTART_SECONDS):
@@ -233,20 +264,30 @@ class Supervisor:
 
     async def _hang_up(self) -> None:
         if self._writer is not None:
-            self._writer.close()
-            # The other end may be gone already; then there is nothing left to flush.
+            # At once: there is nobody left to read what was not flushed.
+            self._writer.transport.abort()
             with contextlib.suppress(ConnectionError):
                 await self._writer.wait_closed()
             self._writer = None
 
     def _fail_all(self, error: KvstetError) -> None:
         for flight in self._flights.values():
-            flight.put(Failed(flight.request.id, error))
+            flight.fail(error)
 
     def _send(self, message: object) -> None:
         """Never waits: the transport buffers. A message to a dead process is lost, as is whom it was for."""
         if self._writer is not None and not self._writer.is_closing():
             self._writer.write(wire.encode(message))
+
+
+@contextlib.contextmanager
+def stop_signals_blocked() -> Generator[None, None, None]:
+    """A process that is started in here does not get the signals that stop the server, be it still at its imports."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def engine_log_level() -> int:

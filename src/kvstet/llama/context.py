@@ -19,6 +19,7 @@ evicted apart, and both load without a copy. Checked against cold runs on all to
 from __future__ import annotations
 
 import ctypes
+import time
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,11 +28,19 @@ from llama_cpp import llama_cpp
 from numpy.typing import NDArray
 
 from kvstet.config import ModelOptions
-from kvstet.errors import MemoryMisuse, ModelLoadError, OutOfCells, SnapshotMismatch, UnsupportedModel
-from kvstet.llama.library import last_error
+from kvstet.errors import (
+    MemoryMisuse,
+    ModelLoadError,
+    OutOfCells,
+    OutOfMemory,
+    SnapshotMismatch,
+    UnsupportedModel,
+)
+from kvstet.llama.library import log
 from kvstet.llama.model import Model
 from kvstet.llama.parameters import cells_of, context_parameters, max_length
 from kvstet.llama.sampler import Sampler
+from kvstet.llama.state import Bytes, buffer, get_state, last, put_state, state_size
 from kvstet.types import Blob, MemoryTraits, Sampling, SeqId, Tokens
 
 lib: Any = llama_cpp  # its annotations ask for ctypes numbers where ctypes takes plain ones
@@ -49,8 +58,6 @@ OPAQUE_ARCHITECTURES = frozenset({"deepseek4", "glm5-next", "qwen4exp"})
 """`llama_memory_seq_cp` of a range asserts on these (llama-kv-cache-dsv4.cpp, llama-memory-hybrid-idx.cpp)."""
 
 WARM_UP_TOKENS = 64
-
-Bytes = NDArray[np.uint8]
 
 
 class BatchLike(Protocol):
@@ -85,9 +92,10 @@ class Context:
         self.model = model
         self.traits = memory_traits(model)
         parameters = context_parameters(model, options, self.traits)
-        self._handle: Any = lib.llama_init_from_model(model.handle, parameters)
+        with log.errors() as errors:
+            self._handle: Any = lib.llama_init_from_model(model.handle, parameters)
         if not self._handle:
-            raise ModelLoadError(f"libllama could not create a context: {last_error() or 'no reason given'}")
+            raise ModelLoadError(f"libllama could not create a context: {last(errors)}")
         self._memory = lib.llama_get_memory(self._handle)
         if not self._memory:
             lib.llama_free(self._handle)
@@ -103,7 +111,7 @@ class Context:
         self._awaiting_checkpoint: set[int] = set()
         self._output_indexes: list[int] = []
         self._make_batch()
-        self._empty_summary = self._get(self._scratch, PARTIAL_ONLY)
+        self._empty_summary = get_state(self._handle, self._scratch, PARTIAL_ONLY)
 
     def close(self) -> None:
         """Free the context (not the model)."""
@@ -133,11 +141,12 @@ class Context:
         self._seq_pointers[:n] = self._seq_table.ctypes.data + 4 * batch.seqs.astype(np.uintp)
         self._outputs[:n] = batch.outputs
         self._batch.n_tokens = n
-        code = lib.llama_decode(self._handle, self._batch)
+        with log.errors() as errors:
+            code = lib.llama_decode(self._handle, self._batch)
         if code == NO_SLOT:
             raise OutOfCells(f"No room for {n} tokens in the {self.num_cells} live cells.")
         if code != 0:
-            raise MemoryMisuse(f"llama_decode failed with {code}: {last_error()}")
+            raise MemoryMisuse(f"llama_decode failed with {code}: {last(errors)}")
         np.maximum.at(self._lengths, batch.seqs, positions + 1)
         self._output_indexes = np.flatnonzero(batch.outputs).tolist()
 
@@ -165,7 +174,10 @@ class Context:
     # Moving state
 
     def fork(self, source: SeqId, target: SeqId, stop: int) -> None:
-        """Give the empty ``target`` the first ``stop`` tokens of ``source``; see `kvstet.engine.model.Model`."""
+        """Give the empty ``target`` the first ``stop`` tokens of ``source``; see `kvstet.engine.model.Model`.
+
+        OutOfMemory: nothing was changed.
+        """
         length = self.length(source)
         self._require_empty(target)
         if not 0 < stop <= length:
@@ -179,7 +191,11 @@ class Context:
             self._awaiting_checkpoint.add(target)
         elif self.traits.has_checkpoints and self.traits.has_spans:
             # Window cells that two sequences share are never recycled and would fill the cache: give it its own.
-            self.load_checkpoint(target, self.save_checkpoint(source))
+            try:
+                self.load_checkpoint(target, self.save_checkpoint(source))
+            except OutOfMemory:
+                self.remove(target)
+                raise
 
     def remove(self, seq: SeqId) -> None:
         """Empty the sequence."""
@@ -188,7 +204,7 @@ class Context:
         self._awaiting_checkpoint.discard(seq)
 
     def save_span(self, seq: SeqId, start: int, stop: int) -> Blob:
-        """The additive state of ``[start, stop)``."""
+        """The additive state of ``[start, stop)``. OutOfMemory: there is no room to write it to."""
         if not self.traits.has_spans:
             raise MemoryMisuse(f"A {self.traits.kind} memory has no state per token.")
         if not 0 <= start < stop <= self.length(seq):
@@ -200,13 +216,16 @@ class Context:
             lib.llama_memory_seq_rm(self._memory, self._scratch, -1, -1)
 
     def load_span(self, seq: SeqId, blob: Blob, start: int, stop: int) -> None:
-        """Append tokens ``[start, stop)`` of the blob. OutOfCells, SnapshotMismatch: nothing was changed."""
+        """Append tokens ``[start, stop)`` of the blob.
+
+        OutOfCells, OutOfMemory, SnapshotMismatch: nothing was changed.
+        """
         if not self.traits.has_spans:
             raise MemoryMisuse(f"A {self.traits.kind} memory has no state per token.")
         if self.length(seq) != start or not blob.start <= start < stop <= blob.stop:
             raise MemoryMisuse(f"Cannot append [{start}, {stop}) of {blob} to {self.length(seq)} tokens.")
         try:
-            self._put(self._scratch, blob.data, 0)
+            put_state(self._handle, self._scratch, blob.data, 0)
             lib.llama_memory_seq_cp(self._memory, self._scratch, seq, start, stop)
         finally:
             lib.llama_memory_seq_rm(self._memory, self._scratch, -1, -1)
@@ -215,25 +234,31 @@ class Context:
             self._awaiting_checkpoint.add(seq)
 
     def save_checkpoint(self, seq: SeqId) -> Blob:
-        """The summary state at the sequence's tip; for an opaque memory, all of it."""
+        """The summary state at the sequence's tip; for an opaque memory, all of it.
+
+        OutOfMemory: there is no room to write it to.
+        """
         if not self.traits.has_checkpoints:
             raise MemoryMisuse("An attention memory has no checkpoints: PARTIAL_ONLY would save all of it.")
         if self.length(seq) == 0 or seq in self._awaiting_checkpoint:
             raise MemoryMisuse(f"Sequence {seq} has no state to save.")
-        return Blob(0, self.length(seq), self._get(seq, self._summary_flag))
+        return Blob(0, self.length(seq), get_state(self._handle, seq, self._summary_flag))
 
     def load_checkpoint(self, seq: SeqId, blob: Blob) -> None:
-        """Put the summary state in place; a model with spans must hold exactly ``blob.stop`` tokens of them."""
+        """Put the summary state in place; a model with spans must hold exactly ``blob.stop`` tokens of them.
+
+        OutOfCells, OutOfMemory, SnapshotMismatch: the sequence is empty then.
+        """
         if not self.traits.has_checkpoints:
             raise MemoryMisuse("An attention memory has no checkpoints.")
         if self.length(seq) != (blob.stop if self.traits.has_spans else 0):
             raise MemoryMisuse(f"Cannot load a checkpoint at {blob.stop} onto {self.length(seq)} tokens.")
         try:
-            self._put(seq, blob.data, self._summary_flag)
+            put_state(self._handle, seq, blob.data, self._summary_flag)
             tip = int(lib.llama_memory_seq_pos_max(self._memory, seq))
             if tip != blob.stop - 1:
                 raise SnapshotMismatch(f"A checkpoint at {blob.stop} put the sequence at {tip + 1}.")
-        except (OutOfCells, SnapshotMismatch):
+        except (OutOfCells, OutOfMemory, SnapshotMismatch):
             self.remove(seq)
             raise
         self._lengths[seq] = blob.stop
@@ -251,22 +276,29 @@ class Context:
         for stop in (1, 2):
             self.decode(_Tokens(token, token, np.ones(1, np.bool_)))
             span_bytes = len(self.save_span(seq, 0, stop).data) if self.traits.has_spans else 0
-            sizes.append((span_bytes, self._state_size(seq, self._summary_flag) if self.traits.has_checkpoints else 0))
+            sizes.append(
+                (span_bytes, state_size(self._handle, seq, self._summary_flag) if self.traits.has_checkpoints else 0)
+            )
         self.remove(seq)
         (span_1, checkpoint_1), (span_2, checkpoint_2) = sizes
         window = min(self.model.sliding_window, self.max_length) if self.traits.kind != "recurrent" else 0
         return span_2 - span_1, checkpoint_2 + (checkpoint_2 - checkpoint_1) * max(0, window - 2)
 
-    def warm_up(self) -> None:
+    def warm_up(self) -> float:
         """Decode a few tokens as a prompt would be, so that the first request finds everything in place.
 
-        A machine whose CPU claims instructions that it does not run dies here, before anyone is served.
+        Returns the seconds that each of them took. A machine whose CPU claims instructions that it does not run dies
+        here, before anyone is served.
         """
         n = min(WARM_UP_TOKENS, self.max_batch, self.max_length)
         outputs = np.zeros(n, np.bool_)
         outputs[-1] = True
+        begun = time.perf_counter()
         self.decode(_Tokens(np.zeros(n, np.int32), np.zeros(n, np.int32), outputs))
+        lib.llama_synchronize(self._handle)
+        seconds = time.perf_counter() - begun
         self.remove(SeqId(0))
+        return seconds / n
 
     # Inside
 
@@ -320,35 +352,20 @@ class Context:
     def _additive_state(self) -> Bytes:
         """What the scratch sequence holds, as a span blob."""
         if not self.traits.has_checkpoints:
-            return self._get(self._scratch, 0)
+            return get_state(self._handle, self._scratch, 0)
         if self.traits.kind == "hybrid":
             # Drops the recurrent state that came along with the copy, before it is written out.
-            self._put(self._scratch, self._empty_summary, PARTIAL_ONLY)
-        num_summary_bytes = self._state_size(self._scratch, PARTIAL_ONLY) - HEADER_BYTES
-        data = self._get(self._scratch, 0)
+            put_state(self._handle, self._scratch, self._empty_summary, PARTIAL_ONLY)
+        num_summary_bytes = state_size(self._handle, self._scratch, PARTIAL_ONLY) - HEADER_BYTES
+        data = get_state(self._handle, self._scratch, 0)
         empty = self._empty_summary[HEADER_BYTES:]
         if num_summary_bytes == len(empty):
             return data
-        return np.concatenate([data[: len(data) - num_summary_bytes], empty])
-
-    def _state_size(self, seq: int, flags: int) -> int:
-        return int(lib.llama_state_seq_get_size_ext(self._handle, seq, flags))
-
-    def _get(self, seq: int, flags: int) -> Bytes:
-        data = np.empty(self._state_size(seq, flags), np.uint8)
-        written = int(lib.llama_state_seq_get_data_ext(self._handle, _pointer(data), len(data), seq, flags))
-        if written != len(data):
-            raise MemoryMisuse(f"libllama wrote {written} of {len(data)} bytes of state: {last_error()}")
-        return data
-
-    def _put(self, seq: int, data: Bytes, flags: int) -> None:
-        read = int(lib.llama_state_seq_set_data_ext(self._handle, _pointer(data), len(data), seq, flags))
-        if read == len(data):
-            return
-        reason = last_error() or f"{read} of {len(data)} bytes were read"
-        if "available cells" in reason or "not enough cells" in reason:
-            raise OutOfCells(f"No room for a snapshot in the live cells: {reason}")
-        raise SnapshotMismatch(f"libllama did not take the snapshot: {reason}")
+        num_additive_bytes = len(data) - num_summary_bytes
+        blob = buffer(num_additive_bytes + len(empty))
+        blob[:num_additive_bytes] = data[:num_additive_bytes]
+        blob[num_additive_bytes:] = empty
+        return blob
 
     def _require_empty(self, seq: SeqId) -> None:
         if self.length(seq):
@@ -380,7 +397,3 @@ class ContextSampler:
 
     def close(self) -> None:
         self._sampler.close()
-
-
-def _pointer(data: Bytes) -> Any:
-    return ctypes.cast(data.ctypes.data, ctypes.POINTER(ctypes.c_uint8))

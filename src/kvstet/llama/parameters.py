@@ -15,6 +15,9 @@ from kvstet.types import MemoryTraits
 MAX_SEQUENCES = 256
 """LLAMA_MAX_SEQ in llama.cpp; more abort."""
 
+NUM_COSTLY_PARKED = 4
+"""Sequences beyond the running ones where each costs memory of its own."""
+
 GGML_TYPES: dict[KvType, int] = {
     "f32": 0,
     "f16": 1,
@@ -74,11 +77,12 @@ def context_parameters(model: Model, options: ModelOptions, traits: MemoryTraits
 def num_slots(options: ModelOptions, traits: MemoryTraits) -> int:
     """Sequences to make: the running ones, parked ones, and one scratch."""
     # Each slot of a memory with checkpoints costs a whole window or recurrent state, so few are parked there.
-    num_parked = 4 if traits.has_checkpoints else options.parallel
-    slots = options.parallel + num_parked + 1
-    if options.parallel < 1 or slots > MAX_SEQUENCES:
-        raise ModelLoadError(f"--parallel must be between 1 and {(MAX_SEQUENCES - 1) // 2}, not {options.parallel}.")
-    return slots
+    max_parallel = MAX_SEQUENCES - 1 - NUM_COSTLY_PARKED if traits.has_checkpoints else (MAX_SEQUENCES - 1) // 2
+    if not 1 <= options.parallel <= max_parallel:
+        raise ModelLoadError(
+            f"--parallel must be between 1 and {max_parallel} for {traits.kind} memory, not {options.parallel}."
+        )
+    return options.parallel + (NUM_COSTLY_PARKED if traits.has_checkpoints else options.parallel) + 1
 
 
 def max_length(model: Model, options: ModelOptions) -> int:

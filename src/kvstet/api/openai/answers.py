@@ -99,6 +99,8 @@ async def whole(job: Job, generation: Generation, shape: Shape) -> dict[str, Any
     async with aclosing(generation.pieces()) as news:
         async for pieces in news:
             for piece in pieces:
+                if piece.is_anew:
+                    texts[piece.choice], tokens[piece.choice] = [echoes[piece.choice]], []
                 texts[piece.choice].append(piece.text)
                 tokens[piece.choice].extend(piece.tokens)
                 ends[piece.choice] = piece.end

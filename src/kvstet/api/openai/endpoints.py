@@ -65,6 +65,7 @@ class Completions:
             fields,
             [render(self._services.renderer, fields)],
             id_prefix="chatcmpl-",
+            prompt_field="messages",
             max_new_tokens=token_limit(fields.max_completion_tokens, fields.max_tokens, fields.n_predict),
             num_logprobs=(fields.top_logprobs or 0) if fields.logprobs else None,
         )
@@ -77,6 +78,7 @@ class Completions:
             fields,
             prompts_of(fields.prompt, self._services),
             id_prefix="cmpl-",
+            prompt_field="prompt",
             max_new_tokens=token_limit(fields.max_tokens, fields.n_predict),
             num_logprobs=fields.logprobs,
             echoes=bool(fields.echo),

@@ -48,13 +48,16 @@ def make_job(
     prompts: Sequence[Prompt],
     *,
     id_prefix: str,
+    prompt_field: str,
     max_new_tokens: int | None,
     num_logprobs: int | None,
     echoes: bool = False,
 ) -> Job:
-    """Raises a RequestError for what the engine could not serve."""
+    """Raises a RequestError for what the engine could not serve; ``prompt_field`` is where the prompts came from."""
+    # One token more, unless no reply is asked for. The engine says the same, but knows no field to name.
+    num_reply_tokens = int(max_new_tokens != 0)
     for prompt in prompts:
-        _check_length(prompt, services.engine.info.context_length)
+        _check_length(prompt, num_reply_tokens, services.engine.info.context_length, prompt_field)
     num_choices = fields.n or 1
     if num_choices * len(prompts) > _MAX_CHOICES:
         raise InvalidRequest(f"One request may ask for at most {_MAX_CHOICES} choices in all.", param="n")
@@ -71,6 +74,8 @@ def make_job(
             num_logprobs,
             bool(fields.ignore_eos),
             fields.cache_prompt is not False,
+            cut_kinds=prompt.cut_kinds,
+            is_streamed=bool(fields.stream),
         )
 
     return Job(
@@ -92,9 +97,9 @@ def _requests(
     return [request(prompt, number) for number, prompt in enumerate(repeated)]
 
 
-def _check_length(prompt: Prompt, context_length: int) -> None:
+def _check_length(prompt: Prompt, num_reply_tokens: int, context_length: int, field: str) -> None:
     num_tokens = len(prompt.tokens)
     if num_tokens == 0:
-        raise InvalidRequest("The prompt is empty.", param="prompt")
-    if num_tokens > context_length:
-        raise ContextOverflow(num_prompt_tokens=num_tokens, max_prompt_tokens=context_length)
+        raise InvalidRequest("The prompt is empty.", param=field)
+    if num_tokens + num_reply_tokens > context_length:
+        raise ContextOverflow(num_prompt_tokens=num_tokens, max_prompt_tokens=context_length, param=field)
