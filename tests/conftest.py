@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 sys.path.insert(0, str(Path(__file__).parent))  # for `from toys import ...` in test modules
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Servers that tests start keep away from the user's own cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KVSTET_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test with an argument ``toy_name`` runs once for every toy."""
     if "toy_name" in metafunc.fixturenames:

@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 from openai import AsyncOpenAI, OpenAI
 
-LIGHT = ("--ctx-size", "2048", "--parallel", "4", "--threads", "1", "--prefill-chunk", "64")
+LIGHT = ("--no-cache-disk", "--ctx-size", "2048", "--parallel", "4", "--threads", "1", "--prefill-chunk", "64")
 """A small context on one thread, in small steps, so that what happens within a step happens soon."""
 
 START_SECONDS = 40.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from typer.exceptions import TyperException
 from kvstet.cli.main import app, main
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"COLUMNS": "160"}
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"COLUMNS": "160"} | environment
     return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=30, check=False, env=environment)
 
 
@@ -51,6 +52,20 @@ def test_a_model_that_cannot_be_loaded_is_one_sentence(kind: str, words: str, tm
     assert ended.stderr.count("\n") == 1
 
 
+def test_ctrl_c_while_the_command_is_imported_ends_it_quietly(tmp_path: Path):
+    """A module that gets the signal while it is imported stands in for one that is imported just then."""
+    lines = ("import os, signal, time", "os.kill(os.getpid(), signal.SIGINT)", "time.sleep(20)")
+    (tmp_path / "typer.py").write_text("\n".join(lines))
+    ended = run("serve", PYTHONPATH=str(tmp_path))
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
+
+
+def test_ctrl_c_is_as_ever_once_the_command_was_imported():
+    code = "import signal, kvstet.cli; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    assert ended.stdout == "True\n"
+
+
 def test_a_wrong_value_ends_with_the_usage():
     ended = run("serve", "--port", "99999")
     assert ended.returncode == 2
@@ -72,6 +87,8 @@ def test_a_wrong_value_ends_with_the_usage():
         ["--prefill-chunk", "0"],
         ["--deadline", "0"],
         ["--deadline", "nan"],
+        ["--watchdog", "-1"],
+        ["--watchdog", "nan"],
         ["--ctx-size", "-1"],
         ["--live-cells", "0"],
         ["--batch-size", "0"],

@@ -14,6 +14,7 @@ from tests.cli.harness import Body, Served, eventually, is_running, serving, use
 RESTART_SECONDS = 30.0
 """To start a process and load a small model, on a busy machine."""
 
+GENERATED = "kvstet_generated_tokens_total"
 COMPUTED = 'kvstet_prompt_tokens_total{source="computed"}'
 
 
@@ -82,6 +83,18 @@ def test_requests_that_had_streamed_nothing_are_run_again_unseen(served: Served)
     assert "error" not in streamed.text
     assert streamed.text.count('"computed":') == 1
     assert streamed.text.endswith("data: [DONE]\n\n")
+
+
+def test_a_reply_that_is_not_streamed_is_begun_anew(served: Served):
+    before = served.metric(GENERATED)
+    body = {"prompt": "1, 2, 3, 4,", "max_tokens": 200, "temperature": 0, "ignore_eos": True}
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(served.post, "/v1/completions", body)
+        assert eventually(lambda: served.metric(GENERATED) > before + 3, 10)
+        kill_engine(served)
+        answer = asked.result(RESTART_SECONDS).json()
+    assert answer["choices"][0]["text"].startswith(" 5, 6, 7")
+    assert answer["usage"]["completion_tokens"] == 200
 
 
 def test_a_killed_engine_forgets_its_state_but_not_how_to_reuse(served: Served):

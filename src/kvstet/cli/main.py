@@ -7,13 +7,14 @@ import sys
 from typing import NoReturn
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
 from rich.markup import escape
 
 from kvstet import __version__
+from kvstet.cli.cache import app as cache
+from kvstet.cli.console import log_handler, stderr_console
 from kvstet.cli.demo import demo
 from kvstet.cli.serve import serve
+from kvstet.cli.verify import verify
 from kvstet.errors import KvstetError
 
 app = typer.Typer(
@@ -26,8 +27,10 @@ app = typer.Typer(
 )
 app.command()(serve)
 app.command()(demo)
+app.command()(verify)
+app.add_typer(cache)
 
-errors = Console(stderr=True)
+errors = stderr_console()
 
 
 def show_version(is_wanted: bool) -> None:
@@ -42,10 +45,8 @@ def options(
     version: bool = typer.Option(False, "--version", callback=show_version, is_eager=True, help="Print the version."),
 ) -> None:
     """Options before the command."""
-    handler = RichHandler(console=errors, show_path=False, log_time_format="[%X]")
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING, format="%(message)s", handlers=[handler], force=True
-    )
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", handlers=[log_handler(errors)], force=True)
     # A file that libllama cannot load is one sentence, in which its last word on it stands.
     logging.getLogger("kvstet.llama").setLevel(logging.NOTSET if verbose else logging.CRITICAL)
 

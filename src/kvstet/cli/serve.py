@@ -6,17 +6,21 @@ import asyncio
 from pathlib import Path
 from typing import Annotated
 
+import platformdirs
 import typer
-from rich.console import Console
 
 from kvstet.api import server as http
+from kvstet.cli.console import stderr_console
 from kvstet.cli.stack import Stack
 from kvstet.cli.startup import show_startup
 from kvstet.cli.watch import WatchedEngine, loading_bar
 from kvstet.config import MIB, EngineOptions, FlashAttention, KvType, ModelOptions, RopeScaling, ServerOptions
 from kvstet.demo.model import demo_model_path
 
-console = Console(stderr=True)
+console = stderr_console()
+
+DEFAULT_CACHE_FOLDER = platformdirs.user_cache_path("kvstet") / "state"
+CACHE_FOLDER_VARIABLE = "KVSTET_CACHE_DIR"
 
 MODEL, CACHE, SERVER = "Model (names as in llama.cpp)", "Cache and scheduling", "Server"
 
@@ -46,6 +50,19 @@ def serve(
     cache_ram: Annotated[
         int, option("-cram", "--cache-ram", panel=CACHE, text="RAM for saved state, MiB.", at_least=0)
     ] = 2048,
+    cache_dir: Annotated[
+        Path, typer.Option(help="Folder for saved state.", rich_help_panel=CACHE, envvar=CACHE_FOLDER_VARIABLE)
+    ] = DEFAULT_CACHE_FOLDER,
+    cache_disk: Annotated[
+        int, option("--cache-disk", panel=CACHE, text="Disk for saved state, MiB, of all models.", at_least=0)
+    ] = 10240,
+    cache_disk_writes: Annotated[
+        int | None, option("--cache-disk-writes", panel=CACHE, text="Most MiB written an hour.", at_least=0)
+    ] = None,
+    no_cache_disk: Annotated[bool, option("--no-cache-disk", panel=CACHE, text="Keep nothing on disk.")] = False,
+    audit: Annotated[
+        float, option("--audit", panel=CACHE, text="Part of reused tokens to prove while idle.", at_least=0, at_most=1)
+    ] = 0.02,
     parallel: Annotated[
         int, option("-np", "--parallel", panel=CACHE, text="Requests decoded at a time.", at_least=1)
     ] = 8,
@@ -59,6 +76,9 @@ def serve(
         float | None,
         option("--deadline", panel=CACHE, text="Seconds a request may take, waiting included.", at_least=0.001),
     ] = None,
+    watchdog: Annotated[
+        float, option("--watchdog", panel=CACHE, text="Seconds of silence that are a hang; 0: none are.", at_least=0)
+    ] = 300.0,
     ctx_size: Annotated[
         int,
         option("-c", "--ctx-size", panel=MODEL, text="Tokens of a request and its reply; 0: the model's.", at_least=0),
@@ -124,7 +144,15 @@ def serve(
         mlock=mlock,
     )
     engine_options = EngineOptions(
-        cache_ram_bytes=cache_ram * MIB, queue_size=queue, prefill_chunk=prefill_chunk, deadline_seconds=deadline
+        cache_ram_bytes=cache_ram * MIB,
+        cache_folder=None if no_cache_disk or not cache_disk else cache_dir.expanduser().absolute(),
+        cache_disk_bytes=cache_disk * MIB,
+        cache_disk_write_bytes_per_hour=None if cache_disk_writes is None else cache_disk_writes * MIB,
+        audit_share=audit,
+        queue_size=queue,
+        prefill_chunk=prefill_chunk,
+        deadline_seconds=deadline,
+        watchdog_seconds=watchdog or None,
     )
     server_options = ServerOptions(
         host=host,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from starlette.applications import Starlette
 
@@ -16,6 +17,12 @@ from kvstet.engine.client import EngineClient
 from kvstet.engine.supervisor import Supervisor
 from kvstet.llama.model import Model
 from kvstet.llama.schema import schema_grammar
+
+
+def load_text(path: Path, chat_template: str | None) -> tuple[Model, Renderer]:
+    """A model file's vocabulary, to be closed by the caller, and what renders conversations with it."""
+    vocabulary = Model.load_vocab(path)
+    return vocabulary, Renderer(resolve_template(chat_template, vocabulary.chat_template), vocabulary.vocab)
 
 
 def same(engine: EngineClient) -> EngineClient:
@@ -44,8 +51,7 @@ class Stack:
         wrap: Callable[[EngineClient], EngineClient] = same,
     ) -> Stack:
         """Load the model. Raises the KvstetError that says what is wrong with the file, the template or the options."""
-        vocabulary = Model.load_vocab(model.path)
-        renderer = Renderer(resolve_template(server.chat_template, vocabulary.chat_template), vocabulary.vocab)
+        vocabulary, renderer = load_text(model.path, server.chat_template)
         supervisor = Supervisor(model, engine)
         try:
             await supervisor.start(on_progress)

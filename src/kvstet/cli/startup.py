@@ -20,6 +20,7 @@ def show_startup(console: Console, url: str, info: ModelInfo, engine: EngineOpti
     table.add_row("context", f"{info.context_length:,} tokens a request, {info.parallel} requests at a time")
     table.add_row("memory", f"{info.memory_kind}: {info.memory_summary}")
     table.add_row("cache", cache_line(info, engine))
+    table.add_row("disk", escape(disk_line(info, engine)))
     console.print(table, highlight=False)
 
 
@@ -32,3 +33,11 @@ def cache_line(info: ModelInfo, engine: EngineOptions) -> str:
     if info.checkpoint_bytes:
         ram += f", {info.checkpoint_bytes / MIB:,.1f} MiB a checkpoint"
     return f"{live}, {ram}"
+
+
+def disk_line(info: ModelInfo, engine: EngineOptions) -> str:
+    """What may go to disk, where, and what was found there."""
+    if engine.cache_folder is None:
+        return "nothing is kept"
+    found = f", {info.num_found_blobs:,} states of this model found" if info.num_found_blobs else ""
+    return f"up to {engine.cache_disk_bytes / MIB:,.0f} MiB in {engine.cache_folder}{found}"
