@@ -129,7 +129,7 @@ async def run(arguments: argparse.Namespace) -> None:
     model = str(arguments.model or demo_model_path())
     threads = len(os.sched_getaffinity(0))
     slots = max(arguments.streams)
-    kvstet = [sys.executable, "-m", "kvstet", "serve", model, "--port", str(PORT), "-np", str(slots)]
+    kvstet = [sys.executable, "-m", "kvstet", "serve", model, "--port", str(PORT), "-np", str(slots), "--no-cache-disk"]
     ours = start("kvstet", [*kvstet, "-c", "8192", "-t", str(threads)], PORT)
     peer_arguments = [model, "8192", str(slots), str(PORT + 1), str(threads)]
     peer = start("peer", [sys.executable, "-c", PEER, *peer_arguments], PORT + 1)
