@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 DATA = Path(__file__).parent / "data" / "toys.json.xz"
-BUILDER_VERSION = 1
+BUILDER_VERSION = 3
 """Part of every file's name; raise it when `build` writes something else for the same toy."""
 VOCABULARY_TENSORS = ("token_embd.weight", "output.weight", "output.bias")
 
@@ -64,7 +64,7 @@ def build(name: str, writer: gguf.GGUFWriter, entries: Entries, *, seed: int = 0
     random = np.random.default_rng(seed)
     for tensor, shape, _ in specs()[name]["tensors"]:
         wanted = [*shape[:-1], num_tokens] if tensor in VOCABULARY_TENSORS else shape
-        writer.add_tensor(tensor, weights(random, tensor, wanted))
+        writer.add_tensor(tensor, weights(random, tensor, wanted) * np.float32(gain(name, tensor)))
     write_metadata(writer, entries)
     writer.write_tensors_to_file()
     writer.close()
@@ -128,6 +128,27 @@ def weights(random: np.random.Generator, tensor: str, shape: list[int]) -> NDArr
     if "ssm_a" in tensor:
         values = -np.abs(values)  # a decay must be negative
     return values
+
+
+STRONG = {"falcon-dense": 200.0, "gpt2-dense": 12.0}
+"""Architectures in which attention weighs little beside the rest need more."""
+
+
+def gain(name: str, tensor: str) -> float:
+    """Makes a toy depend on its context as a trained model does.
+
+    With weights all of one size, attention is an average over all tokens and drowns in what a token brings itself:
+    another prefix altogether would change the prediction by 1e-8 nats, and state that is wrong would pass for right.
+    ``test_toys_depend_on_their_context`` holds this to what it promises.
+    """
+    if "norm" in tensor or not tensor.endswith("weight"):
+        return 1.0
+    strong = STRONG.get(name, 6.0)
+    if any(part in tensor for part in ("attn_output", "attn_v", "attn_kv", "ssm_out", "ssm_in", "ssm_x", "shortconv")):
+        return strong
+    if any(part in tensor for part in ("attn_q", "attn_k")):
+        return 4.0
+    return 4.0 if tensor == "output.weight" else 1.0
 
 
 def architecture(name: str) -> str:

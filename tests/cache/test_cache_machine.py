@@ -45,6 +45,10 @@ letters = st.text("ab", min_size=1, max_size=6)
 cuts = st.sets(st.integers(1, 14), max_size=4).map(tuple)
 picks = st.integers(0, 1 << 16)
 
+Request = tuple[int, int, str, tuple[int, ...], bool]
+request = st.tuples(picks, picks, letters, cuts, st.booleans())
+requests = st.lists(request, min_size=3, max_size=8)
+
 
 def num_shared(*texts: str) -> int:
     """Length of the common prefix."""
@@ -175,6 +179,7 @@ class RecordingCache(Cache):
         )
         self.books = books
         self.evictions: list[Piece] = []
+        self.evicted_from_disk: set[Stored] = set()
         if self.archive:
             self.evict_from_disk = self.archive.evict
             self.archive.evict = self.record_disk_eviction
@@ -190,6 +195,7 @@ class RecordingCache(Cache):
         self.check_eviction(piece)
         name = name_of(piece.stored)
         self.books.damaged.discard(name)
+        self.evicted_from_disk.add(piece.stored)
         self.evict_from_disk(piece)
         self.note(piece.stored, name)
 
@@ -227,12 +233,15 @@ class CacheMachine(RuleBasedStateMachine):
         self.prompts = ["a"]
         self.exits = ExitStack()
 
-    @initialize(data=st.data())
-    def open(self, data: st.DataObject) -> None:
+    @initialize(capacity=picks, requests=requests)
+    def open(self, capacity: int, requests: list[Request]) -> None:
         if self.disk_capacities:
             self.folder = self.exits.enter_context(memory_folder())
-            self.capacity = data.draw(st.sampled_from(self.disk_capacities))
+            self.capacity = self.disk_capacities[capacity % len(self.disk_capacities)]
         self.start_process()
+        # Something must be there before anything can happen to it.
+        for request in requests:
+            self.serve(*request)
 
     def start_process(self) -> None:
         disk = None
@@ -269,14 +278,17 @@ class CacheMachine(RuleBasedStateMachine):
     def start(self, pick: int, kept: int, more: str, cuts: tuple[int, ...], take_over: bool) -> None:
         self.started(self.prompt(pick, kept, more), cuts, take_over)
 
-    @rule(pick=picks, kept=picks, more=letters, cuts=cuts, num_reply=st.integers(0, 3), is_released=st.booleans())
-    def serve(self, pick: int, kept: int, more: str, cuts: tuple[int, ...], num_reply: int, is_released: bool) -> None:
+    @rule(request=request)
+    def serve_one_more(self, request: Request) -> None:
+        self.serve(*request)
+
+    def serve(self, pick: int, kept: int, more: str, cuts: tuple[int, ...], is_released: bool) -> None:
         """A whole request, as the engine would run it; saved at once, it may leave the cells."""
         if len(self.branches) == NUM_SEQS:
             self.close(self.branches[min(self.branches)])
         seq = self.started(self.prompt(pick, kept, more), cuts, take_over=True)
         branch, held = self.branches[seq], self.books.held[seq]
-        for stop in (*sorted(node.stop for node in branch.node.path()), len(held.path) + num_reply):
+        for stop in (*sorted(node.stop for node in branch.node.path()), len(held.path) + pick % 4):
             if stop > len(held.text):
                 self.grow(branch, held, stop - len(held.text))
                 if self.traits.has_checkpoints and stop <= len(held.path):
@@ -661,8 +673,10 @@ class DiskMachine(CacheMachine):
             path.write_bytes(content)
 
     @precondition(lambda self: not self.books.quarantined)
-    @rule(is_killed=st.booleans(), is_index_lost=st.booleans())
-    def restart(self, is_killed: bool, is_index_lost: bool) -> None:
+    @rule(is_all_written=st.booleans(), is_killed=st.booleans(), is_index_lost=st.booleans())
+    def restart(self, is_all_written: bool, is_killed: bool, is_index_lost: bool) -> None:
+        if is_all_written:
+            self.write_all()
         if is_killed:
             self.archive.disk.wait()
         else:
@@ -701,11 +715,11 @@ class DiskMachine(CacheMachine):
     # Inside
 
     def check_all_is_written(self) -> None:
-        """Where the disk has room, all is there whose path is there."""
+        """Where the disk has room, all is there whose path is there; what had to leave it comes again with RAM's."""
         for stored in self.stored():
             path = [*stored.nodes[-1].path()][len(stored.nodes) * (stored.key.kind == "span") :]
-            if not self.traits.has_spans or all(node.span and node.span.on_disk for node in path):
-                assert stored.on_disk or stored.num_bytes == 0, stored
+            can_be = not self.traits.has_spans or all(node.span and node.span.on_disk for node in path)
+            assert stored.on_disk or not can_be or stored in self.cache.evicted_from_disk
 
     def files(self) -> list[tuple[Stored, Path]]:
         """Sound files of blobs that the cache knows to be on disk."""

@@ -17,7 +17,6 @@ from kvstet.engine.messages import Event, Generate, Started, Token
 from kvstet.errors import SnapshotMismatch
 from kvstet.types import GREEDY, Blob, MemoryTraits, RequestId, SeqId, Tokens
 
-
 NOW = 1_700_000_000.0
 """Unix time when the clock says 0."""
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 import msgspec
-import numpy as np
 
 from kvstet.cache.cache import Cache
 from kvstet.cache.plan import Plan
@@ -48,6 +47,14 @@ class Sample:
 
     tokens: Tokens
     resume: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What came of one comparison."""
+
+    comparison: Comparison
+    is_sound: bool
 
 
 class Auditor:
@@ -122,17 +129,17 @@ class Auditor:
         if floor is None:
             floor = yield from self._measure_floor(tokens)
         self._floor = floor
-        found = yield from self._compare(tokens, resume)
+        found = yield from self._compare(tokens, resume, floor)
         if found is None:
             return
         self.num_audits += 1
-        if found.is_noise(floor):
+        if found.is_sound:
             return
         self.num_failures += 1
         stop = yield from self._first_bad(tokens, resume, floor)
-        self._quarantine(tokens[:stop], found, floor)
+        self._quarantine(tokens[:stop], found.comparison, floor)
 
-    def _compare(self, tokens: Tokens, stop: int) -> Generator[None, None, Comparison | None]:
+    def _compare(self, tokens: Tokens, stop: int, floor: NoiseFloor) -> Generator[None, None, Finding | None]:
         """The predictions behind ``stop`` by way of saved or live state, and cold. None: there is no state."""
         tokens = tokens[: min(len(tokens), stop + TAIL_TOKENS)]
         num_tail = len(tokens) - stop
@@ -141,7 +148,12 @@ class Auditor:
             return None
         warm = yield from self._rows(plan, tokens, num_tail, STEP_TOKENS)
         cold = yield from self._rows(None, tokens, num_tail, STEP_TOKENS)
-        return Comparison.of(cold, warm)
+        comparison = Comparison.of(cold, warm)
+        if comparison.is_noise(floor):
+            return Finding(comparison, is_sound=True)
+        # Long contexts and rare tokens may be noisier than where the floor was measured: ask these very tokens.
+        other = yield from self._rows(None, tokens, num_tail, SMALL_STEP_TOKENS)
+        return Finding(comparison, comparison.is_noise(NoiseFloor.of(divergence(cold, other))))
 
     def _rows(self, plan: Plan | None, tokens: Tokens, num_tail: int, step_tokens: int) -> Generator[None, None, Rows]:
         seq = self._live.borrow(plan)
@@ -160,8 +172,8 @@ class Auditor:
         low, high = 0, len(ends) - 1
         while low < high:
             middle = (low + high) // 2
-            found = yield from self._compare(tokens, ends[middle])
-            if found is None or found.is_noise(floor):
+            found = yield from self._compare(tokens, ends[middle], floor)
+            if found is None or found.is_sound:
                 low = middle + 1
             else:
                 high = middle
@@ -188,7 +200,7 @@ class Auditor:
         num_tail = max(1, min(FLOOR_TAIL_TOKENS, len(tokens) // 2))
         one = yield from self._rows(None, tokens, num_tail, STEP_TOKENS)
         other = yield from self._rows(None, tokens, num_tail, SMALL_STEP_TOKENS)
-        floor = NoiseFloor.of(np.asarray(divergence(one, other)))
+        floor = NoiseFloor.of(divergence(one, other))
         if self._cache.archive:
             self._cache.archive.disk.set_noise_floor(msgspec.json.encode(floor).decode())
         return floor
