@@ -38,9 +38,11 @@ slow:
 	@$(STEP) "slow tests" $(BIN)/pytest -m slow
 
 bench:
-	@$(PYTHON) scripts/install.py bench
+	@$(PYTHON) scripts/install.py bench dev
 	@$(BIN)/python bench/plan.py
 	@$(BIN)/python bench/speed.py
+	@$(BIN)/python bench/restart.py
+	@$(BIN)/python bench/saving.py
 
 format: install
 	@$(BIN)/ruff format .

@@ -365,7 +365,7 @@ class Ideal:
 
     def _neighbours(self, text: bytes) -> Iterator[tuple[int, list[int]]]:
         """Tokens in common, and places, of texts on both sides as long as they may be of use: less and less."""
-        index = bisect.bisect(self._texts, text)
+        index, limit = bisect.bisect(self._texts, text), len(text) // TOKEN.itemsize - 1
         for indexes in (range(index - 1, -1, -1), range(index, len(self._texts))):
             best = 0
             for i in indexes:
@@ -373,7 +373,7 @@ class Ideal:
                 if common <= best:
                     break
                 yield common, self._places[i]
-                best = _last(self._places[i], common)
+                best = _last(self._places[i], min(common, limit))
 
 
 def _last(places: list[int], limit: int) -> int:

@@ -15,19 +15,24 @@ LEARNED_POSITIONS = {"gpt2-dense": 256}
 
 ROUGH_TOYS = {"falcon-dense", "gpt2-dense", "gemma3-dense", "deepseek2-moe", "glm-dsa-moe", "kimi-linear-moe"}
 """Where a rounding of 1e-7, as another order of cells brings, may become 1e-3: ggml looks GELU up in a table of half
-floats, and a router chooses between experts that are nearly even. Two cold runs in other batches differ by that much
-too."""
+floats, and a router chooses between experts that are nearly even. Two cold runs of deepseek2-moe in other batches
+differ by up to 1e-5 too, at one of some thousand positions."""
 
-MAX_ROUGH_DIVERGENCE = 1e-6
+MAX_ROUGH_DIVERGENCE = 1e-4
+ROUGH_QUANTILE, MAX_MOSTLY_ROUGH_DIVERGENCE = 0.98, 1e-6
 
 MIN_CONTROL_DIVERGENCE = 1e-3
-"""What state of other tokens differs by, at least: a thousand times the loosest bound."""
+"""What state of other tokens differs by, at least."""
 
 
 def assert_exact(engine: RealEngine, name: str) -> None:
     divergences = engine.divergences()
-    assert divergences.max() < (MAX_ROUGH_DIVERGENCE if name in ROUGH_TOYS else MAX_DIVERGENCE)
     assert np.median(divergences) < MAX_DIVERGENCE
+    if name in ROUGH_TOYS:
+        assert np.quantile(divergences, ROUGH_QUANTILE) < MAX_MOSTLY_ROUGH_DIVERGENCE
+        assert divergences.max() < MAX_ROUGH_DIVERGENCE
+    else:
+        assert divergences.max() < MAX_DIVERGENCE
 
 
 def toy_engine(name: str, *, ctx_size: int = 2048, **options: int) -> RealEngine:

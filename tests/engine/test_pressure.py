@@ -64,16 +64,18 @@ def test_sixty_agents_compute_little_more_than_the_lower_bound(traits: MemoryTra
     assert excess(traits, caps, num_agents=60, num_requests=200) < 0.05
 
 
-@BOTH
-@pytest.mark.parametrize("seed", [1, 2])
-def test_twelve_agents_compute_little_more_than_the_lower_bound(traits: MemoryTraits, seed: int):
-    assert excess(traits, RAM, num_agents=12, num_requests=60, seed=seed) < 0.05
+# Of few agents and short runs, more of all state is still of use, so that the same caps are tighter. The seed is the
+# hardest of 0 to 3.
 
 
 @BOTH
-def test_a_disk_makes_up_for_a_third_of_the_ram(traits: MemoryTraits):
-    # So few agents leave less behind that is of no use, and what RAM has is mostly on disk as well.
-    assert excess(traits, Caps(0.1, 0.3), num_agents=12, num_requests=60, seed=2) < 0.05
+def test_twelve_agents_compute_little_more_than_the_lower_bound(traits: MemoryTraits):
+    assert excess(traits, RAM, num_agents=12, num_requests=60, seed=2) < 0.05
+
+
+def test_a_disk_makes_up_for_little_ram():
+    # What is in RAM is on disk as well before long, so it is the disk's size that counts.
+    assert excess(ATTENTION, Caps(0.1, 0.3), num_agents=12, num_requests=60, seed=2) < 0.05
 
 
 @BOTH

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain, count
 
-from kvstet.cache.placement import EditDepths
+import numpy as np
+
+from kvstet.cache.placement import Array, EditDepths
 from kvstet.cache.rates import Rates, TierName
 from kvstet.cache.tree import Branch, Node, Stored
 from kvstet.types import CutKind, MemoryTraits
@@ -27,7 +28,7 @@ def chance(node: Node, now: float) -> float:
     return chance_of(node.num_hits, now - node.last_used)
 
 
-def chance_of(num_hits: int, idle_seconds: float) -> float:
+def chance_of(num_hits: float, idle_seconds: float) -> float:
     """`chance`, of what has been hit so often and not been used for so long."""
     weight = 1.0 + num_hits
     return weight / (weight + max(0.0, idle_seconds) / IDLE_SECONDS)
@@ -94,10 +95,13 @@ class Appraisal:
         self._now = now
         self._gone: set[Stored] = set()
         """Evicted, and in no other tier."""
+        # Lists are by the number of the node. The root's is -1: the last element of those that need one for it.
+        self._numbers: dict[Node | None, int] = {node: number for number, node in enumerate(self._nodes)}
+        self._parents = [self._numbers.get(node.parent, -1) for node in self._nodes]
         self._shares = self._shares_of_requests()
-        self._resumes: dict[Node, Node | None] = {}
+        self._resumes: list[int] = []
         """For each node: the one above it that has a checkpoint, or had one."""
-        self._demand: dict[Node, float] = {}
+        self._demand: list[float] = []
         """For each checkpoint: how many requests are expected to resume at it, while it lasts."""
         if policy.traits.has_checkpoints:
             self._forecast()
@@ -126,8 +130,8 @@ class Appraisal:
         evicted: set[Stored] = set()
         victims: list[Piece] = []
 
-        def push(stored: Stored) -> None:
-            if not (num_behind[stored] or stored in evicted or stored.is_leased):
+        def push(stored: Stored | None) -> None:
+            if stored in num_behind and not (num_behind[stored] or stored in evicted or stored.is_leased):
                 value = self.value(stored, tier)
                 if value < below:
                     heapq.heappush(heap, (value, next(tickets), stored))
@@ -150,66 +154,89 @@ class Appraisal:
             if front in num_behind:
                 num_behind[front] -= 1
             for other in (front, *_related(stored)):
-                if other in num_behind:
-                    push(other)
+                push(other)
         return victims
 
     # Inside
 
-    def _shares_of_requests(self) -> dict[Node, float]:
-        """For each node: the part of the requests to its conversation that is expected to come through it."""
-        shares: dict[Node, float] = {}
+    def _shares_of_requests(self) -> list[float]:
+        """For each node: the part of the requests with its conversation's beginning that is expected to come this way.
+
+        A request goes on below the latest child, or else comes back to one that was left. That conversations begin
+        differently says nothing about any of them, so the root is no fork.
+        """
+        parts = [1.0] * len(self._nodes)
         for node in self._nodes:
-            share = shares.setdefault(node, 1.0)
             if len(node.children) > 1:
-                latest, left = node.latest_child, share * node.return_chance
-                shares |= {child: share if child is latest else left for child in node.children.values()}
-            else:
-                shares |= dict.fromkeys(node.children.values(), share)
+                latest, return_chance = node.latest_child, node.return_chance
+                for child in node.children.values():
+                    if child is not latest:
+                        parts[self._numbers[child]] = return_chance
+        shares = [1.0] * (len(self._nodes) + 1)
+        for number, parent in enumerate(self._parents):
+            shares[number] = shares[parent] * parts[number]
         return shares
 
     def _forecast(self) -> None:
         """Find out where requests would resume, and how many."""
-        num_above: dict[Node | None, int] = defaultdict(int)
-        num_below: dict[Node | None, int] = defaultdict(int)
-        resumes, demand = self._resumes, self._demand
-        for node in self._nodes:
-            parent = node.parent
-            num_above[node] = num_above[parent] + 1
-            resumes[node] = parent if parent is None or parent.checkpoint else resumes.get(parent)
-        chances_by_count: dict[int, list[float]] = {}
-        for node in reversed(self._nodes):
-            height, parent = num_below[node], node.parent
-            num_below[parent] = max(num_below[parent], height + 1)
-            num_ends = num_above[node] + height
-            if num_ends not in chances_by_count:
-                chances_by_count[num_ends] = self._policy.depths.chances(num_ends).tolist()
-            expected = self._shares[node] * chance(node, self._now) * chances_by_count[num_ends][height]
-            if height:
-                expected *= KIND_WEIGHTS[node.kind]
-            at = node if node.checkpoint else resumes[node]
-            if at is not None:
-                demand[at] = demand.get(at, 0.0) + expected
+        nodes, parents = self._nodes, self._parents
+        has_checkpoint = [node.checkpoint is not None for node in nodes] + [False]
+        num_above = [0] * (len(nodes) + 1)
+        resumes = [-1] * (len(nodes) + 1)
+        for number, parent in enumerate(parents):
+            num_above[number] = num_above[parent] + 1
+            resumes[number] = parent if has_checkpoint[parent] else resumes[parent]
+        num_below = [0] * (len(nodes) + 1)
+        for number in reversed(range(len(nodes))):
+            num_below[parents[number]] = max(num_below[parents[number]], num_below[number] + 1)
+        expected = np.array(self._shares[:-1])
+        expected *= self._chances()
+        expected *= self._depth_chances(num_above, num_below)
+        expected *= [KIND_WEIGHTS[node.kind] if below else 1.0 for node, below in zip(nodes, num_below, strict=False)]
+        at = np.where(has_checkpoint, np.arange(len(nodes) + 1), resumes)[:-1]
+        # One more for those who would resume at nothing.
+        self._demand = np.bincount(at + 1, expected, len(nodes) + 1)[1:].tolist()
+        self._resumes = resumes
+
+    def _chances(self) -> Array:
+        """`chance` of each node."""
+        num_hits = np.array([node.num_hits for node in self._nodes])
+        last_used = np.array([node.last_used for node in self._nodes])
+        weights = 1.0 + num_hits
+        return weights / (weights + np.maximum(0.0, self._now - last_used) / IDLE_SECONDS)
+
+    def _depth_chances(self, num_above: list[int], num_below: list[int]) -> list[float]:
+        """For each node: how likely a request that comes to the tip of its path leaves it there."""
+        known: dict[int, list[float]] = {}
+        chances: list[float] = []
+        for above, below in zip(num_above, num_below[:-1], strict=False):
+            if (num_ends := above + below) not in known:
+                known[num_ends] = self._policy.depths.chances(num_ends).tolist()
+            chances.append(known[num_ends][below])
+        return chances
 
     def _saved(self, stored: Stored) -> tuple[float, float]:
         """How many requests are expected to use a blob, and the seconds it spares each of them."""
-        policy, node = self._policy, stored.nodes[-1]
+        policy = self._policy
         if stored.key.kind == "checkpoint":
+            (node,) = stored.nodes
             # Without the spans that lead to it, a checkpoint brings nothing back.
             if policy.traits.has_spans and (node.span is None or node.span in self._gone) and not node.branches:
                 return 0.0, 0.0
-            before = self._resume_before(node)
-            return self._demand[node], policy.rates.compute_seconds(before.stop if before else 0, node.stop)
+            number = self._numbers[node]
+            before = self._resume_before(number)
+            start = self._nodes[before].stop if before >= 0 else 0
+            return self._demand[number], policy.rates.compute_seconds(start, node.stop)
         if not policy.traits.has_spans:
             return 0.0, 0.0  # The record of a path: it is worth what stands on it.
         top = stored.nodes[0]
-        weight = self._shares[top] * chance(top, self._now)
+        weight = self._shares[self._numbers[top]] * chance(top, self._now)
         return weight, sum(policy.rates.compute_seconds(n.start, n.stop) for n in stored.nodes if self._brings_back(n))
 
-    def _resume_before(self, node: Node) -> Node | None:
-        """Where one could resume on the way to the node, if its own checkpoint were gone."""
-        before = self._resumes[node]
-        while before is not None and before.checkpoint in self._gone:
+    def _resume_before(self, number: int) -> int:
+        """Where one could resume on the way to a node, if its own checkpoint were gone; -1: at nothing."""
+        before = self._resumes[number]
+        while before >= 0 and self._nodes[before].checkpoint in self._gone:
             before = self._resumes[before]
         return before
 
@@ -222,14 +249,13 @@ class Appraisal:
 
     def _num_behind(self, tier: TierName, newcomer: Stored | None) -> dict[Stored, int]:
         """For each blob in the tier, how many others that it has, or is to have, lean on it and go first."""
-        all_stored = dict.fromkeys(chain.from_iterable((node.span, node.checkpoint) for node in self._nodes))
-        all_stored.pop(None, None)
-        num_behind = {stored: 0 for stored in all_stored if stored is not None and _is_in(stored, tier)}
+        has_spans = self._policy.traits.has_spans
+        every = dict.fromkeys(chain.from_iterable((node.span, node.checkpoint) for node in self._nodes))
+        num_behind = {stored: 0 for stored in every if stored is not None and _is_in(stored, tier)}
         for stored in num_behind:
-            front = self._front(stored)
-            if front in num_behind:
+            if (stored.key.kind == "span" or not has_spans) and (front := self._front(stored)) in num_behind:
                 num_behind[front] += 1
-        if newcomer and (newcomer.key.kind == "span" or not self._policy.traits.has_spans):
+        if newcomer and (newcomer.key.kind == "span" or not has_spans):
             # Records of its path may be missing still: it leans on what is there.
             front = next((node.span for node in newcomer.nodes[-1].path() if node.span in num_behind), None)
             if front is not None:
@@ -248,9 +274,10 @@ class Appraisal:
             return
         self._gone.add(stored)
         if stored.key.kind == "checkpoint":
-            before = self._resume_before(stored.nodes[-1])
-            if before is not None:
-                self._demand[before] += self._demand[stored.nodes[-1]]
+            number = self._numbers[stored.nodes[-1]]
+            before = self._resume_before(number)
+            if before >= 0:
+                self._demand[before] += self._demand[number]
 
 
 def previous_checkpoint(node: Node) -> int:
@@ -264,7 +291,7 @@ def total_bytes(pieces: Iterable[Piece]) -> int:
 
 
 def _is_in(stored: Stored, tier: TierName) -> bool:
-    return stored.in_ram if tier == "ram" else stored.on_disk
+    return stored.in_ram if tier == "ram" else stored.disk_bytes > 0
 
 
 def _related(stored: Stored) -> list[Stored | None]:
