@@ -5,6 +5,7 @@ What loads libllama is imported where it is used: most tests do without.
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -25,6 +26,17 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KVSTET_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """Commands that run in this process set up logging for theirs."""
+    root, llama = logging.getLogger(), logging.getLogger("kvstet.llama")
+    handlers, levels = list(root.handlers), (root.level, llama.level)
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    llama.setLevel(levels[1])
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -1076,3 +1076,38 @@ def test_state_that_is_quarantined_while_it_is_written_does_not_come_back(opened
     assert files(folder) == []
     shelf.kill()
     assert opened().kept() == []
+
+
+@ALL_KINDS
+def test_quarantined_state_is_not_kept_after_a_restart_either(traits: MemoryTraits, opened: Opener):
+    shelf = opened(traits)
+    for prompt in ("ab", "abcd", "abcdef"):
+        saved_whole(shelf, prompt)
+    shelf.write()
+    shelf.cache.quarantine(shelf.node("abcd"), 1.0, 0.1)
+    shelf.close()
+    again = opened(traits)
+    branch = again.parked(0, "abcdef", cuts=(2, 4))
+    for node in again.nodes(["abcd", "abcdef"]):
+        assert not (again.save_span(node) if traits.has_spans else again.save_checkpoint(node))
+    again.cache.close(branch)
+    assert again.plan("abcdefg").resume == 2
+
+
+@ALL_KINDS
+def test_what_the_disk_refuses_is_not_offered_for_ever(traits: MemoryTraits, opened: Opener):
+    shelf = opened(traits)
+    for prompt in ("ab", "abcd", "abcdef"):
+        saved_whole(shelf, prompt)
+    shelf.write()
+    shelf.cache.quarantine(shelf.node("abcd"), 1.0, 0.1)
+    shelf.close()
+    again = opened(traits)
+    # As if another process had found it since: the disk knows of it, and the cache does not.
+    again.cache._quarantined.clear()
+    saved_whole(again, "abcdefgh", cuts=(2, 4, 6))
+    saved_whole(again, "abX")
+    written = again.write()
+    assert {name.split()[0] for name in written} == {"abX"}
+    assert not again.cache.write_step()
+    give_up_ram(again)

@@ -804,4 +804,4 @@ def test_the_cache_does_what_a_plain_model_of_it_does_for_long(traits: MemoryTra
 @pytest.mark.timeout(1800)
 @ALL_KINDS
 def test_with_a_disk_too_it_does_what_a_plain_model_of_it_does_for_long(traits: MemoryTraits):
-    run_machine(DiskMachine, traits, num_examples=400, num_steps=100)
+    run_machine(DiskMachine, traits, num_examples=400, num_steps=80)

@@ -1,41 +1,30 @@
-"""Many imagined agents on a model that computes nothing, and the least that any cache would have to compute for them.
+"""Many imagined agents, and the least that any cache would have to compute for them.
 
 Sizes are those of real agents, divided by about forty: messages of 10 to 60 tokens, of which a conversation has up to a
-hundred before it is summed up, behind a system prompt of a few hundred. Time is that of the model's own clock.
+hundred before it is summed up, behind a system prompt of a few hundred.
 """
 
 from __future__ import annotations
 
 import bisect
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import Literal, cast
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from kvstet.cache.archive import HEADER_BYTES
-from kvstet.cache.blobfile import Record
-from kvstet.cache.cache import Cache
-from kvstet.cache.disk import DiskTier, ForeignBlob, Written
-from kvstet.cache.tier import BlobKey, RamTier
-from kvstet.config import EngineOptions
 from kvstet.engine.cuts import MIN_CHECKPOINT_TOKENS
-from kvstet.engine.engine import Engine
-from kvstet.engine.messages import Generate, Started, Token
-from kvstet.engine.model import Batch
-from kvstet.types import GREEDY, Blob, CutKind, MemoryTraits, RequestId, Sampling, SeqId, Tokens
+from kvstet.types import CutKind, MemoryTraits, Tokens
 
 VOCABULARY = 32_000
 TOKEN = np.dtype("<u2")
 """Conversations are kept as bytes, so that they are joined and compared quickly."""
 
-SECONDS_PER_TOKEN = 1e-2
-SECONDS_PER_LOOK = 1e-7
 MAX_TOKENS = 4096
 """A conversation is summed up before it is longer."""
 
+NUM_REPLY_TOKENS = 20
 MAX_REPLY_TOKENS = 200
 
 BYTES_PER_TOKEN = 200
@@ -43,84 +32,6 @@ CHECKPOINT_BYTES = 100 * BYTES_PER_TOKEN
 """As much as the rest of the state of a hundred tokens."""
 
 Role = Literal["system", "user", "assistant", "tool"]
-
-
-# The model
-
-
-class InstantModel:
-    """Knows how long its sequences are and what time it would be by now, and nothing else."""
-
-    num_sequences = 2
-    max_length = 1 << 16
-    max_batch = 2048
-
-    def __init__(self, traits: MemoryTraits, *, num_cells: int, bytes_per_token: float, checkpoint_bytes: int) -> None:
-        self.traits = traits
-        self.num_cells = num_cells
-        self.now = 0.0
-        self._bytes_per_token = bytes_per_token
-        self._checkpoint_bytes = checkpoint_bytes
-        self._lengths = [0] * self.num_sequences
-        self._replies = replies()
-
-    def length(self, seq: SeqId) -> int:
-        return self._lengths[seq]
-
-    def decode(self, batch: Batch) -> None:
-        for seq in batch.seqs.tolist():
-            self.now += SECONDS_PER_TOKEN + self._lengths[seq] * SECONDS_PER_LOOK
-            self._lengths[seq] += 1
-
-    def logits(self, row: int) -> NDArray[np.float32]:
-        return np.zeros(VOCABULARY, np.float32)
-
-    def is_end(self, token: int) -> bool:
-        return False
-
-    def sampler(self, sampling: Sampling, prompt: Tokens) -> InstantSampler:
-        return InstantSampler(next(self._replies))
-
-    def fork(self, source: SeqId, target: SeqId, stop: int) -> None:
-        self._lengths[target] = stop
-
-    def remove(self, seq: SeqId) -> None:
-        self._lengths[seq] = 0
-
-    def save_span(self, seq: SeqId, start: int, stop: int) -> Blob:
-        return Blob(start, stop, np.empty(max(1, int((stop - start) * self._bytes_per_token)), np.uint8))
-
-    def load_span(self, seq: SeqId, blob: Blob, start: int, stop: int) -> None:
-        self._lengths[seq] = stop
-
-    def save_checkpoint(self, seq: SeqId) -> Blob:
-        return Blob(0, self._lengths[seq], np.empty(self._checkpoint_bytes, np.uint8))
-
-    def load_checkpoint(self, seq: SeqId, blob: Blob) -> None:
-        self._lengths[seq] = blob.stop
-
-    def close(self) -> None:
-        """Nothing to free."""
-
-
-class InstantSampler:
-    """Says what it was given to say."""
-
-    def __init__(self, reply: Tokens) -> None:
-        self._tokens = iter(reply.tolist())
-
-    def sample(self, row: int) -> int:
-        return next(self._tokens)
-
-    def close(self) -> None:
-        """Nothing to free."""
-
-
-def replies() -> Iterator[Tokens]:
-    """What the model says to one request after another, as far as it is let."""
-    random = np.random.default_rng(0)
-    while True:
-        yield random.integers(0, VOCABULARY, MAX_REPLY_TOKENS).astype(np.int32)
 
 
 # Conversations
@@ -168,8 +79,6 @@ GENERATION = np.arange(3, dtype=TOKEN).tobytes()
 
 Ask = Callable[[Request], Tokens]
 """Runs a request and returns the reply."""
-
-NUM_REPLY_TOKENS = 20
 
 
 class Agent:
@@ -297,7 +206,25 @@ def turns(num_agents: int, num_requests: int, seed: int) -> Iterator[int]:
         yield from [agent] * count
 
 
+def run_team(ask: Ask, pass_time: Callable[[float], None], num_agents: int, num_requests: int, seed: int) -> None:
+    """All agents work, each in its turns."""
+    agents = [agent.run(ask) for agent in team(num_agents, seed)]
+    last: int | None = None
+    for index in turns(num_agents, num_requests, seed):
+        if index != last:
+            pass_time(20.0)
+            last = index
+        next(agents[index])
+
+
 # The lower bound
+
+
+def replies() -> Iterator[Tokens]:
+    """What the model says to one request after another, as far as it is let."""
+    random = np.random.default_rng(0)
+    while True:
+        yield random.integers(0, VOCABULARY, MAX_REPLY_TOKENS).astype(np.int32)
 
 
 class Ideal:
@@ -388,128 +315,3 @@ def num_common(a: bytes, b: bytes) -> int:
     differs = np.frombuffer(a, TOKEN, size) != np.frombuffer(b, TOKEN, size)
     first = int(differs.argmax()) if size else 0
     return first if size and differs[first] else size
-
-
-# The engine
-
-
-class World:
-    """An engine on a model that computes nothing, and the time that passes there."""
-
-    def __init__(
-        self,
-        traits: MemoryTraits,
-        ram_bytes: int,
-        disk_bytes: int = 0,
-        *,
-        num_cells: int = MAX_TOKENS + 512,
-        bytes_per_token: float = BYTES_PER_TOKEN,
-        checkpoint_bytes: int = CHECKPOINT_BYTES,
-    ) -> None:
-        self.model = InstantModel(
-            traits, num_cells=num_cells, bytes_per_token=bytes_per_token, checkpoint_bytes=checkpoint_bytes
-        )
-        self.tier = RamTier(ram_bytes)
-        disk = cast(DiskTier, InstantDisk(disk_bytes)) if disk_bytes else None
-        self.cache = Cache(traits, self.tier, disk, clock=self.clock)
-        self.engine = Engine(self.model, self.cache, EngineOptions(), parallel=4, clock=self.clock)
-        self.num_computed_tokens = 0
-        self._random = np.random.default_rng(1)
-        self._num_requests = 0
-
-    def clock(self) -> float:
-        return self.model.now
-
-    def ask(self, request: Request, num_reply_tokens: int = NUM_REPLY_TOKENS) -> Tokens:
-        """Run one request to its end, and let some time go by, as if the agent used a tool."""
-        self._num_requests += 1
-        self.engine.submit(
-            Generate(
-                RequestId(str(self._num_requests)),
-                request.tokens,
-                request.cuts,
-                cut_kinds=request.cut_kinds,
-                max_new_tokens=num_reply_tokens,
-                sampling=GREEDY,
-            )
-        )
-        reply: list[int] = []
-        while not self.engine.is_idle:
-            for event in self.engine.step():
-                if isinstance(event, Started):
-                    self.num_computed_tokens += event.reuse.num_computed_tokens
-                elif isinstance(event, Token):
-                    reply.append(event.token)
-        assert len(reply) == num_reply_tokens
-        self.pass_time(float(self._random.exponential(3.0)))
-        return np.array(reply, np.int32)
-
-    def pass_time(self, seconds: float) -> None:
-        """Nobody asks anything; the engine has time to tidy up."""
-        until = self.model.now + seconds
-        while (due := self.engine.idle_step()) is not None:
-            self.model.now += max(due, 1e-3)
-        self.model.now = max(self.model.now, until)
-
-
-class InstantDisk:
-    """A disk whose writer is always done at once; in the place of a `DiskTier`, of which it has what the cache uses."""
-
-    def __init__(self, capacity_bytes: int) -> None:
-        self.capacity_bytes = capacity_bytes
-        self.used_bytes = 0
-        self._blobs: dict[BlobKey, tuple[Blob, int]] = {}
-        self._finished: list[Written] = []
-
-    @property
-    def is_busy(self) -> bool:
-        return bool(self._finished)
-
-    def records(self) -> list[Record]:
-        return []
-
-    def new_records(self) -> list[Record]:
-        return []
-
-    def foreign(self) -> list[ForeignBlob]:
-        return []
-
-    def get(self, key: BlobKey) -> Blob | None:
-        return self._blobs[key][0] if key in self._blobs else None
-
-    def can_write(self, num_bytes: int) -> bool:
-        return True
-
-    def write(self, record: Record, data: NDArray[np.uint8]) -> None:
-        num_bytes = len(data) + len(record.tokens) + HEADER_BYTES
-        self.drop([record.key])
-        self._blobs[record.key] = (Blob(record.key.start, record.stop, data), num_bytes)
-        self.used_bytes += num_bytes
-        assert self.used_bytes <= self.capacity_bytes
-        self._finished.append(Written(replace(record, num_bytes=num_bytes), None))
-
-    def finished(self) -> list[Written]:
-        finished, self._finished = self._finished, []
-        return finished
-
-    def wait(self) -> None:
-        """It is done already."""
-
-    def touch(self, used: Iterable[tuple[BlobKey, int, float]]) -> None:
-        """Nobody else wants to know."""
-
-    def drop(self, keys: Iterable[BlobKey]) -> None:
-        for key in keys:
-            if key in self._blobs:
-                self.used_bytes -= self._blobs.pop(key)[1]
-
-
-def run_team(ask: Ask, pass_time: Callable[[float], None], num_agents: int, num_requests: int, seed: int) -> None:
-    """All agents work, each in its turns."""
-    agents = [agent.run(ask) for agent in team(num_agents, seed)]
-    last: int | None = None
-    for index in turns(num_agents, num_requests, seed):
-        if index != last:
-            pass_time(20.0)
-            last = index
-        next(agents[index])

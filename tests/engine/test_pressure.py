@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 from tests.cache.shelf import QUICK, Shelf, memory_folder, prefix
+from tests.engine.instant import World
 from tests.engine.pressure import (
     GENERATION,
     MAX_REPLY_TOKENS,
@@ -16,7 +17,6 @@ from tests.engine.pressure import (
     Message,
     Request,
     Role,
-    World,
     random_tokens,
     run_team,
 )

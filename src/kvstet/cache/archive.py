@@ -65,6 +65,8 @@ class Archive:
         self._write_seconds = 0.0
         self._touched: set[Stored] = set()
         self._refused: tuple[float, int] = (0.0, 0)
+        self._unwritable: set[BlobKey] = set()
+        """The disk takes them not: they are quarantined there."""
 
     # Finding again
 
@@ -169,11 +171,14 @@ class Archive:
                 self._unwritten.pop(stored, None)
             elif written.error is None:
                 self.disk.drop([stored.key])
-            elif not stored.in_ram:
-                stored.detach()
-            elif not self.disk.can_write(0):
-                # It was about the disk, and not about this blob: try again.
-                self._unwritten[stored] = None
+            else:
+                if self.disk.can_write(0):
+                    # It was about this blob, and would be again.
+                    self._unwritable.update([stored.key] if stored.nodes else [])
+                elif stored.in_ram:
+                    self._unwritten[stored] = None
+                if not stored.in_ram:
+                    stored.detach()
 
     def touch(self, nodes: Iterable[Node]) -> None:
         """The nodes were used; the index hears of it later."""
@@ -216,12 +221,14 @@ class Archive:
         top = stored.nodes[-1] if stored.key.kind == "checkpoint" else stored.nodes[0].parent
         for node in reversed(list(top.path())) if top is not None else ():
             if node.span is None:
-                if self._policy.traits.has_spans:
+                key = BlobKey("span", node.id, node.start)
+                if self._policy.traits.has_spans or key in self._unwritable:
                     return None
-                node.span = Stored(BlobKey("span", node.id, node.start), node.start, node.stop, 0, [node])
+                node.span = Stored(key, node.start, node.stop, 0, [node])
                 return node.span
             if not node.span.on_disk:
-                return node.span if node.span.in_ram or not self._policy.traits.has_spans else None
+                can_be = node.span.in_ram or not self._policy.traits.has_spans
+                return node.span if can_be and node.span.key not in self._unwritable else None
         return stored
 
     def _may_write(self, stored: Stored, blob: Blob | None) -> bool:

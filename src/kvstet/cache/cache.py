@@ -64,7 +64,7 @@ class Cache:
         self.branches: set[Branch] = set()
         self.num_evicted_blobs = 0
         self.num_quarantined_nodes = 0
-        self._quarantined: set[bytes] = set()
+        self._quarantined: set[bytes] = set(disk.quarantined) if disk else set()
         self._clock = clock
         self._max_nodes = max_nodes
         self._checkpoint_bytes: int | None = None

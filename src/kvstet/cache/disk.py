@@ -188,6 +188,11 @@ class DiskTier:
                 logger.warning("State on disk cannot be read and is computed again: %s", cause)
         return None
 
+    @property
+    def quarantined(self) -> frozenset[bytes]:
+        """Prefixes whose state was found to be wrong, by any process."""
+        return frozenset(self._quarantined)
+
     def noise_floor(self) -> str | None:
         """What `set_noise_floor` was given, by any process."""
         return self._ask(lambda store: store.noise_floor(self._fingerprint), None)
