@@ -104,6 +104,8 @@ class InstantSampler:
 class InstantDisk:
     """A disk whose writer is always done at once; in the place of a `DiskTier`, of which it has what the cache uses."""
 
+    quarantined: frozenset[bytes] = frozenset()
+
     def __init__(self, capacity_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes
         self.used_bytes = 0
