@@ -223,14 +223,14 @@ def measure_new_prompt(session: Session, times: Times, kind: str) -> None:
         session.release_all()
 
 
-def measure_lineage(session: Session, times: Times, kind: str, num_forks: int = 200) -> None:
+def measure_lineage(session: Session, times: Times, kind: str, repeat: int, num_forks: int = 200) -> None:
     """A live conversation whose last message is edited again and again, each time behind one more message."""
     tokens = session.prompt
     for _ in range(num_forks):
         tokens = np.concatenate([tokens[:-20], session.words(40)])
         session.submit(tokens, (*session.cuts, len(tokens) - 20))
         session.finish()
-    for _ in range(5):
+    for _ in range(repeat):
         session.submit(np.concatenate([tokens[:-20], session.words(40)]), session.cuts)
         with times.measure(f"{kind}: a fork of a fork, {num_forks} times over", is_admission=True):
             session.engine.step()
@@ -273,7 +273,7 @@ def main() -> int:
             measure_requests(session, times, traits.kind)
             measure_new_prompt(session, times, traits.kind)
             measure_pressure(session, times, traits.kind)
-        measure_lineage(session, times, traits.kind)
+        measure_lineage(session, times, traits.kind, options.repeat)
     return 0 if times.report() else 1
 
 

@@ -682,7 +682,6 @@ class DiskMachine(CacheMachine):
             content[where % len(content)] ^= 1 + where % 255
             path.write_bytes(content)
 
-    @precondition(lambda self: not self.books.quarantined)
     @rule(is_all_written=st.booleans(), is_killed=st.booleans(), is_index_lost=st.booleans())
     def restart(self, is_all_written: bool, is_killed: bool, is_index_lost: bool) -> None:
         if is_all_written:
@@ -697,7 +696,9 @@ class DiskMachine(CacheMachine):
                 path.unlink()
         self.branches, self.leased = {}, []
         damaged, has_holes = self.books.damaged, self.books.has_holes
-        self.books = Books(has_holes=has_holes)
+        # It is noted in the index only.
+        quarantined = set[str]() if is_index_lost else self.books.quarantined
+        self.books = Books(has_holes=has_holes, quarantined=quarantined)
         self.start_process()
         # What was there before the cache looked.
         self.books.kept, lost = found(self.on_disk_at_start, self.traits)

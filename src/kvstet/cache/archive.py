@@ -316,6 +316,13 @@ class Archive:
                 found.append(stored)
             else:
                 lost.append(record)
+        changed: set[Node] = set()
+        for stored in found:
+            # Above what was seen, all was.
+            changed.update(takewhile(lambda node: node not in changed, stored.nodes[-1].path()))
+        for parent in {node.parent for node in changed}:
+            assert parent is not None
+            parent.sort_children()
         return found, lost
 
     def _attach(self, record: Record, node: Node) -> Stored | None:

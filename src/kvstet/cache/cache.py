@@ -178,12 +178,7 @@ class Cache:
         """The prefix was asked for."""
         now = self._clock()
         for step in node.path():
-            parent = step.parent
-            assert parent is not None
-            if step.num_hits and len(parent.children) > 1 and step is not parent.latest_child:
-                parent.num_returns += 1
-            step.num_hits += 1
-            step.last_used = now
+            step.touch(now)
         self.tree.root.num_hits += 1
         if self.archive:
             self.archive.touch(node.path())
@@ -361,6 +356,7 @@ class Cache:
             parent = node.parent
             assert parent is not None and node.start < node.stop and node.start == parent.stop
             assert parent.children[node.first_token] is node
+            assert parent.latest_child is not None and node.last_used <= parent.latest_child.last_used
             assert node.branches <= parent.branches or parent is self.tree.root
             assert node.num_leases <= parent.num_leases or parent is self.tree.root
             for stored in (node.span, node.checkpoint):
@@ -385,10 +381,15 @@ class Cache:
     # Inside
 
     def _move(self, branch: Branch, node: Node) -> None:
-        for step in branch.node.path():
-            step.branches.discard(branch)
+        """To a node above or below its own."""
         for step in node.path():
+            if branch in step.branches:
+                break
             step.branches.add(branch)
+        for step in branch.node.path():
+            if step.start < node.stop:
+                break
+            step.branches.discard(branch)
         branch.node = node
 
     def _make_room(self, newcomer: Stored) -> bool:

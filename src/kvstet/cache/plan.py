@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -97,10 +98,8 @@ def _worthwhile(made: Plan, rates: Rates, traits: MemoryTraits) -> Plan:
 
 def _without_loads(made: Plan) -> Plan:
     """Resume at the best live tip, or at nothing."""
-    for node in reversed(made.match.path):
-        if (tip := _best_tip(node, made.resume)) is not None:
-            return Plan(made.match, tip.length, Fork(tip, tip.length))
-    return Plan(made.match, 0)
+    tip = _best_tip(made.match, made.resume)
+    return Plan(made.match, tip.length, Fork(tip, tip.length)) if tip else Plan(made.match, 0)
 
 
 def _load_seconds(load: Load, rates: Rates) -> float:
@@ -122,20 +121,26 @@ def _plan_spans(match: Match, stop: int) -> Plan:
 
 def _plan_with_checkpoints(match: Match, limit: int, traits: MemoryTraits) -> Plan:
     num_covered = _num_covered(match, limit) if traits.has_spans else limit
+    tip = _best_tip(match, limit)
     for node in reversed(match.path):
         # A live tip first: it costs nothing.
-        tip = _best_tip(node, limit)
-        if node.checkpoint is not None and node.stop <= num_covered and (tip is None or tip.length < node.stop):
+        if tip is not None and node.stop <= tip.length:
+            break
+        if node.checkpoint is not None and node.stop <= num_covered:
             return _resume_at_checkpoint(match, node, traits)
-        if tip is not None:
-            return Plan(match, tip.length, Fork(tip, tip.length))
-    return Plan(match, 0)
+    return Plan(match, tip.length, Fork(tip, tip.length)) if tip else Plan(match, 0)
 
 
-def _best_tip(node: Node, limit: int) -> Branch | None:
-    """The branch whose tip lies deepest within a node, at most at ``limit``; parked ones first."""
-    tips = [branch for branch in node.branches if node.start < branch.length <= min(node.stop, limit)]
+def _best_tip(match: Match, limit: int) -> Branch | None:
+    """The branch whose tip lies deepest on the path, at most at ``limit``; parked ones first."""
+    path = match.path
+    candidates = [branch for branch in path[0].branches if 0 < branch.length <= limit] if path else []
+    tips = [b for b in candidates if b in path[bisect_left(path, b.length, key=_stop)].branches]
     return max(tips, key=lambda branch: (branch.length, not branch.is_running, -branch.seq), default=None)
+
+
+def _stop(node: Node) -> int:
+    return node.stop
 
 
 def _num_covered(match: Match, stop: int) -> int:

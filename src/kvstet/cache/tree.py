@@ -103,7 +103,7 @@ class Node:
     start: int
     hasher: hashlib.blake2b
     children: dict[int, Node] = field(default_factory=dict[int, "Node"])
-    """First token -> child: no two children begin alike."""
+    """First token -> child: no two children begin alike. The one that was used last stands last."""
     span: Stored | None = None
     """Additive state of a range that includes this node's."""
     checkpoint: Stored | None = None
@@ -139,8 +139,22 @@ class Node:
     @property
     def latest_child(self) -> Node | None:
         """The child that was used last."""
-        # The younger of two that were used at one time.
-        return max(reversed(self.children.values()), key=lambda child: child.last_used, default=None)
+        return next(reversed(self.children.values()), None)
+
+    def touch(self, now: float) -> None:
+        """A request went this way."""
+        parent = self.parent
+        assert parent is not None
+        # This runs for every node of every prompt.
+        if len(parent.children) > 1 and self is not parent.latest_child:
+            parent.num_returns += self.num_hits > 0
+            parent.children[self.first_token] = parent.children.pop(self.first_token)
+        self.num_hits += 1
+        self.last_used = now
+
+    def sort_children(self) -> None:
+        """After `last_used` was set from elsewhere."""
+        self.children = dict(sorted(self.children.items(), key=lambda item: item[1].last_used))
 
     @property
     def return_chance(self) -> float:

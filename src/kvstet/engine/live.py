@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 
 from kvstet.cache.cache import Cache
-from kvstet.cache.plan import Plan
-from kvstet.cache.tree import Branch, Node, Stored
+from kvstet.cache.plan import Load, Plan
+from kvstet.cache.tree import Branch, Node
 from kvstet.engine.model import Model
 from kvstet.errors import KvstetError, OutOfCells, OutOfMemory, SnapshotMismatch
-from kvstet.types import Blob, SeqId
+from kvstet.types import SeqId
 
 PARK_TOKENS = 256
 """Tokens that others decode beside a saved, parked branch before it leaves the live cells.
@@ -94,27 +93,22 @@ class LiveSet:
         return branch
 
     def _load(self, seq: SeqId, plan: Plan) -> None:
-        for load in plan.loads:
-            with self._fetched(load.stored) as blob:
-                self._model.load_span(seq, blob, load.start, load.stop)
-        if plan.checkpoint is not None:
-            with self._fetched(plan.checkpoint) as blob:
-                self._model.load_checkpoint(seq, blob)
-
-    @contextmanager
-    def _fetched(self, stored: Stored) -> Generator[Blob]:
-        """The blob, to be loaded. One that is lost or torn is forgotten: LostBlob."""
-        tier = "ram" if stored.in_ram else "disk"
-        begun = time.perf_counter()
-        try:
-            blob = self._cache.fetch(stored)
-            if blob is None:
-                raise SnapshotMismatch("No tier has it any more.")
-            yield blob
+        """Bring back what was saved. A blob that is lost or torn is forgotten: LostBlob."""
+        for stored, start, stop in (*plan.loads, *_last_load(plan)):
+            tier = "ram" if stored.in_ram else "disk"
+            begun = time.perf_counter()
+            try:
+                blob = self._cache.fetch(stored)
+                if blob is None:
+                    raise SnapshotMismatch("No tier has it any more.")
+                if stored.key.kind == "span":
+                    self._model.load_span(seq, blob, start, stop)
+                else:
+                    self._model.load_checkpoint(seq, blob)
+            except SnapshotMismatch as error:
+                self._cache.forget(stored)
+                raise LostBlob(f"A saved state could not be loaded: {error}") from error
             self._cache.policy.rates.observe_load(blob.num_bytes, tier, time.perf_counter() - begun)
-        except SnapshotMismatch as error:
-            self._cache.forget(stored)
-            raise LostBlob(f"A saved state could not be loaded: {error}") from error
 
     # Lending
 
@@ -268,3 +262,8 @@ class LiveSet:
         self._cache.close(branch)
         self._model.remove(branch.seq)
         self._free.append(branch.seq)
+
+
+def _last_load(plan: Plan) -> tuple[Load, ...]:
+    """The checkpoint: it goes on top of the spans."""
+    return (Load(plan.checkpoint, 0, plan.resume),) if plan.checkpoint else ()
