@@ -242,6 +242,6 @@ def test_closing_a_deleted_database_does_not_touch_the_one_in_its_place(tmp_path
 
 def test_a_failed_transaction_leaves_nothing(index: Index):
     with pytest.raises(sqlite3.IntegrityError):
-        index.put([(FINGERPRINT, A), (FINGERPRINT, replace(B, tokens=None))], num_written_bytes=5)
+        index.put([(FINGERPRINT, A), (FINGERPRINT, replace(B, stop=None))], num_written_bytes=5)
     assert (index.num_bytes, index.num_written_bytes(), index.models()) == (0, 0, [])
     index.put([(FINGERPRINT, A)])

@@ -30,12 +30,13 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from kvstet.cache.packing import packed, unpacked
 from kvstet.cache.tier import BlobKey, BlobKind
 from kvstet.errors import DamagedBlob
 from kvstet.types import Blob, new_buffer
 
 MAGIC = b"kvstet"
-VERSION = 1
+VERSION = 2
 CHUNK_BYTES = 1 << 20
 
 _PREAMBLE = struct.Struct("<6sHI")
@@ -95,6 +96,7 @@ class _Fields(msgspec.Struct, array_like=True, frozen=True):
     num_payload_bytes: int
     payload_hash: bytes
     tokens: bytes
+    """Packed, see `kvstet.cache.packing`."""
 
 
 # Names
@@ -205,7 +207,7 @@ def _head(fingerprint: bytes, record: Record, payload: memoryview) -> bytes:
         float(record.last_used),
         len(payload),
         xxhash.xxh3_128_digest(payload),
-        record.tokens,
+        packed(record.tokens),
     )
     header = msgspec.msgpack.encode(fields)
     checked = _PREAMBLE.pack(MAGIC, VERSION, len(header)) + header
@@ -300,7 +302,7 @@ def _read_header(file: FileIO, num_bytes: int, path: Path) -> Header:
     encoded, checksum = rest[:num_header_bytes], bytes(rest[num_header_bytes:])
     if xxhash.xxh3_64_digest(preamble + encoded) != checksum:
         raise DamagedBlob(f"{path} is damaged: its header does not match its checksum.")
-    fields = _decoded(encoded, path)
+    fields, tokens = _decoded(encoded, path)
     if payload_start + fields.num_payload_bytes != num_bytes:
         raise DamagedBlob(
             f"{path} is damaged: it has {num_bytes} bytes and not {payload_start + fields.num_payload_bytes}."
@@ -310,7 +312,7 @@ def _read_header(file: FileIO, num_bytes: int, path: Path) -> Header:
         fields.parent,
         fields.origin,
         fields.stop,
-        fields.tokens,
+        tokens,
         fields.seconds,
         fields.num_hits,
         fields.last_used,
@@ -319,14 +321,16 @@ def _read_header(file: FileIO, num_bytes: int, path: Path) -> Header:
     return Header(fields.fingerprint, record, payload_start, fields.num_payload_bytes, fields.payload_hash)
 
 
-def _decoded(encoded: bytearray, path: Path) -> _Fields:
+def _decoded(encoded: bytearray, path: Path) -> tuple[_Fields, bytes]:
+    """With the tokens, unpacked."""
     try:
         fields = msgspec.msgpack.decode(encoded, type=_Fields)
-    except msgspec.DecodeError as error:
+        tokens = unpacked(fields.tokens, fields.stop - fields.origin)
+    except (msgspec.DecodeError, ValueError) as error:
         raise DamagedBlob(f"{path} has a header that cannot be read: {error}.") from error
     if not 0 <= fields.kind < len(KINDS) or fields.num_payload_bytes < 0:
         raise DamagedBlob(f"{path} has a header that cannot be read.")
-    return fields
+    return fields, tokens
 
 
 def _read_payload(file: FileIO, header: Header, path: Path) -> NDArray[np.uint8]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 logger = logging.getLogger("kvstet.cache")
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_SECONDS = 2.0
 
 _SCHEMA = """

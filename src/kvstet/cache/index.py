@@ -19,9 +19,8 @@ from typing import Any
 from kvstet.cache import database
 from kvstet.cache.blobfile import KINDS, Record
 from kvstet.cache.database import NonsenseRow
+from kvstet.cache.packing import packed, unpacked
 from kvstet.cache.tier import BlobKey
-
-TOKEN_BYTES = 4
 
 MAX_COUNT = 1 << 60
 """More than any number of tokens, bytes or hits; SQLite's own limit is not far above."""
@@ -326,7 +325,7 @@ def _row(fingerprint: bytes, record: Record) -> tuple[Any, ...]:
         record.num_hits,
         record.last_used,
         record.num_bytes,
-        record.tokens,
+        packed(record.tokens),
     )
 
 
@@ -364,10 +363,13 @@ def _record(row: tuple[Any, ...], now: float) -> Record:
         and isinstance(tokens, bytes)
         and all(map(_is_count, (origin, stop, num_hits, num_bytes)))
         and all(map(_is_time, (seconds, last_used)))
-        and len(tokens) == TOKEN_BYTES * (stop - origin)
     )
     if not is_sound:
         raise NonsenseRow(f"a row says of {key.kind} {prefix.hex()} what cannot be")
+    try:
+        tokens = unpacked(tokens, stop - origin)
+    except ValueError as error:
+        raise NonsenseRow(f"a row has of {key.kind} {prefix.hex()} {error}") from error
     return Record(key, parent, origin, stop, tokens, seconds, num_hits, min(last_used, now), num_bytes)
 
 
