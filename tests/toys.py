@@ -13,7 +13,7 @@ import json
 import lzma
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,34 @@ VOCABULARY_TENSORS = ("token_embd.weight", "output.weight", "output.bias")
 
 Entries = dict[str, tuple[list[int], Any]]
 """GGUF metadata: name -> (value types, value)."""
+Strength = Callable[[str, str], float]
+"""Toy, tensor -> factor."""
+
+
+STRONG = {"falcon-dense": 200.0, "gpt2-dense": 12.0}
+"""Architectures in which attention weighs little beside the rest need more."""
+
+
+def gain(name: str, tensor: str) -> float:
+    """Makes a toy depend on its context as a trained model does.
+
+    With weights all of one size, attention is an average over all tokens and drowns in what a token brings itself:
+    another prefix altogether would change the prediction by 1e-8 nats, and state that is wrong would pass for right.
+    ``test_toys_depend_on_their_context`` holds this to what it promises.
+    """
+    if "norm" in tensor or not tensor.endswith("weight"):
+        return 1.0
+    strong = STRONG.get(name, 6.0)
+    if any(part in tensor for part in ("attn_output", "attn_v", "attn_kv", "ssm_out", "ssm_in", "ssm_x", "shortconv")):
+        return strong
+    if any(part in tensor for part in ("attn_q", "attn_k")):
+        return 4.0
+    return 4.0 if tensor == "output.weight" else 1.0
+
+
+def no_gain(name: str, tensor: str) -> float:
+    """The weights as they were drawn: with them, rounding is never made larger."""
+    return 1.0
 
 
 @functools.cache
@@ -39,32 +67,40 @@ def toy_names() -> tuple[str, ...]:
     return tuple(specs())
 
 
-def toy_path(name: str, *, seed: int = 0, context_length: int | None = None, vocabulary: Path | None = None) -> Path:
+def toy_path(
+    name: str,
+    *,
+    seed: int = 0,
+    context_length: int | None = None,
+    vocabulary: Path | None = None,
+    strength: Strength = gain,
+) -> Path:
     """The toy's GGUF file, built on first use.
 
     ``context_length`` overrides the length the toy claims to be trained for; a toy with learned positions has only so
-    many of them. ``vocabulary`` is a GGUF file whose tokenizer and chat template the toy gets.
+    many of them. ``vocabulary`` is a GGUF file whose tokenizer and chat template the toy gets. ``strength`` tells by
+    how much to multiply each tensor.
     """
     check_context_length(name, context_length)
-    path = cache_folder() / f"{name}-{build_key(name, seed, context_length, vocabulary)}.gguf"
+    path = cache_folder() / f"{name}-{build_key(name, seed, context_length, vocabulary, strength)}.gguf"
     if not path.exists():
         # Several test processes may build the same toy at once: each writes its own file, the last rename wins.
         partial = path.with_suffix(f".{os.getpid()}.partial")
         entries = toy_entries(name, vocabulary=vocabulary)
         if context_length is not None:
             change(entries, {f"{architecture(name)}.context_length": context_length})
-        build(name, gguf.GGUFWriter(partial, architecture(name)), entries, seed=seed)
+        build(name, gguf.GGUFWriter(partial, architecture(name)), entries, seed=seed, strength=strength)
         partial.replace(path)
     return path
 
 
-def build(name: str, writer: gguf.GGUFWriter, entries: Entries, *, seed: int = 0) -> None:
+def build(name: str, writer: gguf.GGUFWriter, entries: Entries, *, seed: int = 0, strength: Strength = gain) -> None:
     """Write the toy with this metadata, and close the writer."""
     num_tokens = len(entries["tokenizer.ggml.tokens"][1])
     random = np.random.default_rng(seed)
     for tensor, shape, _ in specs()[name]["tensors"]:
         wanted = [*shape[:-1], num_tokens] if tensor in VOCABULARY_TENSORS else shape
-        writer.add_tensor(tensor, weights(random, tensor, wanted) * np.float32(gain(name, tensor)))
+        writer.add_tensor(tensor, weights(random, tensor, wanted) * np.float32(strength(name, tensor)))
     write_metadata(writer, entries)
     writer.write_tensors_to_file()
     writer.close()
@@ -130,27 +166,6 @@ def weights(random: np.random.Generator, tensor: str, shape: list[int]) -> NDArr
     return values
 
 
-STRONG = {"falcon-dense": 200.0, "gpt2-dense": 12.0}
-"""Architectures in which attention weighs little beside the rest need more."""
-
-
-def gain(name: str, tensor: str) -> float:
-    """Makes a toy depend on its context as a trained model does.
-
-    With weights all of one size, attention is an average over all tokens and drowns in what a token brings itself:
-    another prefix altogether would change the prediction by 1e-8 nats, and state that is wrong would pass for right.
-    ``test_toys_depend_on_their_context`` holds this to what it promises.
-    """
-    if "norm" in tensor or not tensor.endswith("weight"):
-        return 1.0
-    strong = STRONG.get(name, 6.0)
-    if any(part in tensor for part in ("attn_output", "attn_v", "attn_kv", "ssm_out", "ssm_in", "ssm_x", "shortconv")):
-        return strong
-    if any(part in tensor for part in ("attn_q", "attn_k")):
-        return 4.0
-    return 4.0 if tensor == "output.weight" else 1.0
-
-
 def architecture(name: str) -> str:
     return specs()[name]["kv"]["general.architecture"][1]
 
@@ -161,8 +176,9 @@ def check_context_length(name: str, context_length: int | None) -> None:
         raise ValueError(f"{name} has {positions} learned positions, {context_length} were asked for")
 
 
-def build_key(name: str, seed: int, context_length: int | None, vocabulary: Path | None) -> str:
+def build_key(name: str, seed: int, context_length: int | None, vocabulary: Path | None, strength: Strength) -> str:
     parts = [BUILDER_VERSION, specs()[name], seed, context_length, vocabulary and file_digest(vocabulary)]
+    parts += [] if strength is gain else [strength.__name__]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
