@@ -34,10 +34,10 @@ from typing import Any
 import httpx
 import numpy as np
 
-from kvstet.cache import blobfile
-from kvstet.cache.blobfile import Record
 from kvstet.cache.cache import Cache
-from kvstet.cache.disk import DiskStore, DiskTier
+from kvstet.cache.disk import blobfile
+from kvstet.cache.disk.blobfile import Record
+from kvstet.cache.disk.tier import DiskStore, DiskTier
 from kvstet.cache.tier import BlobKey, RamTier
 from kvstet.cache.tree import Tree
 from kvstet.demo.model import demo_model_path

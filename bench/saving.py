@@ -26,8 +26,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kvstet.cache import blobfile
 from kvstet.cache.cache import Cache
+from kvstet.cache.disk import blobfile
 from kvstet.cache.tree import Stored
 from kvstet.config import EngineOptions, ModelOptions
 from kvstet.demo.model import demo_model_path

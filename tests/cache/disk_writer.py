@@ -14,8 +14,8 @@ from pathlib import Path
 
 from tests.cache.records import FINGERPRINT, record, state
 
-from kvstet.cache.disk import DiskTier
-from kvstet.cache.store import DiskStore
+from kvstet.cache.disk.store import DiskStore
+from kvstet.cache.disk.tier import DiskTier
 
 NUM_NAMES = 100
 """Few enough that writers meet."""

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kvstet.cache.blobfile import Record
-from kvstet.cache.disk import DiskTier, Written
-from kvstet.cache.store import DiskStore
+from kvstet.cache.disk.blobfile import Record
+from kvstet.cache.disk.store import DiskStore
+from kvstet.cache.disk.tier import DiskTier, Written
 from kvstet.cache.tier import BlobKey
 
 FINGERPRINT = b"fingerprint-of-a"

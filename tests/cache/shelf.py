@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from kvstet.cache.archive import Archive
 from kvstet.cache.cache import MAX_NODES, Cache
-from kvstet.cache.disk import DiskTier
+from kvstet.cache.disk.store import DiskStore
+from kvstet.cache.disk.tier import DiskTier
 from kvstet.cache.placement import EditDepths
 from kvstet.cache.plan import Plan
 from kvstet.cache.policy import Appraisal, Piece, Policy
 from kvstet.cache.rates import Rates, TierName
-from kvstet.cache.store import DiskStore
 from kvstet.cache.tier import RamTier
 from kvstet.cache.tree import Branch, Node, Stored, Tree
 from kvstet.engine.fake import ATTENTION

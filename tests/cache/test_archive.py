@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from tests.cache.shelf import FLAT, NOW, OTHER_MODEL, QUICK, Shelf, memory_folder, outline, prefix, tokens
 
-from kvstet.cache import blobfile
 from kvstet.cache.archive import HEADER_BYTES
-from kvstet.cache.blobfile import Record
-from kvstet.cache.disk import PAUSE_SECONDS
+from kvstet.cache.disk import blobfile
+from kvstet.cache.disk.blobfile import Record
+from kvstet.cache.disk.tier import PAUSE_SECONDS
 from kvstet.cache.policy import IDLE_SECONDS, Piece
 from kvstet.cache.tree import Stored
 from kvstet.engine.fake import ATTENTION, HYBRID, OPAQUE, RECURRENT, SWA

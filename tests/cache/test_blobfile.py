@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tests.cache.records import FINGERPRINT, OTHER, record, state
 
-from kvstet.cache import blobfile
+from kvstet.cache.disk import blobfile
 from kvstet.errors import DamagedBlob
 from kvstet.types import MAPPED_BYTES
 

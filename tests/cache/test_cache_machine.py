@@ -25,13 +25,13 @@ from hypothesis.stateful import (
 from tests.cache.shelf import MODEL, NOW, QUICK, memory_folder, prefix, tokens
 
 from kvstet.cache.archive import Archive
-from kvstet.cache.blobfile import Record
 from kvstet.cache.cache import Cache
-from kvstet.cache.disk import DiskTier
+from kvstet.cache.disk.blobfile import Record
+from kvstet.cache.disk.store import DiskStore
+from kvstet.cache.disk.tier import DiskTier
 from kvstet.cache.plan import Plan
 from kvstet.cache.policy import Appraisal, Piece, Policy
 from kvstet.cache.rates import TierName
-from kvstet.cache.store import DiskStore
 from kvstet.cache.tier import BlobKind, RamTier
 from kvstet.cache.tree import TOKEN, Branch, Node, Stored, Tree
 from kvstet.engine.fake import ATTENTION, HYBRID, OPAQUE, RECURRENT, SWA

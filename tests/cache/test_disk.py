@@ -30,9 +30,10 @@ from tests.cache.records import (
     temps,
 )
 
-from kvstet.cache import blobfile, disk
-from kvstet.cache.disk import DiskTier, Written
-from kvstet.cache.store import DiskStore
+from kvstet.cache.disk import blobfile
+from kvstet.cache.disk import tier as disk
+from kvstet.cache.disk.store import DiskStore
+from kvstet.cache.disk.tier import DiskTier, Written
 
 
 @pytest.fixture(autouse=True)

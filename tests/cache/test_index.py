@@ -6,10 +6,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests.cache.records import FINGERPRINT, NOW, OTHER, Clock, record
 
-from kvstet.cache.index import ForeignBlob, Index, ModelEntry, Quarantined
+from kvstet.cache.disk.index import ForeignBlob, Index, ModelEntry, Quarantined
+from kvstet.cache.disk.packing import packed
+
+PRIVATE = np.random.default_rng(0).bytes(1200)
+"""300 tokens; less than a page of SQLite's, so that they lie there in one piece."""
 
 
 @pytest.fixture
@@ -149,24 +154,26 @@ def test_noise_floors_and_file_hashes_are_remembered(index: Index, tmp_path: Pat
 def test_clearing_leaves_no_trace_in_the_file_but_the_write_budget(index: Index, tmp_path: Path):
     for fingerprint in (FINGERPRINT, OTHER):
         index.register(fingerprint, "name")
-        index.put([(fingerprint, replace(A, tokens=b"private" * 100))], num_written_bytes=10)
+        index.put([(fingerprint, replace(A, tokens=PRIVATE))], num_written_bytes=10)
         index.quarantine(fingerprint, [b"bad"], 2.0, 1.0)
         index.set_noise_floor(fingerprint, "{}")
+    assert any(packed(PRIVATE) in path.read_bytes() for path in tmp_path.iterdir())
     index.clear(FINGERPRINT)
     assert [model.fingerprint for model in index.models()] == [OTHER]
     assert index.quarantined(FINGERPRINT) == []
     assert index.noise_floor(OTHER) == "{}"
     index.clear(None)
     assert (index.models(), index.num_bytes, index.num_written_bytes()) == ([], 0, 20)
-    assert not any(b"private" in path.read_bytes() for path in tmp_path.iterdir() if path.suffix != ".sqlite3-shm")
+    assert not any(packed(PRIVATE) in path.read_bytes() for path in tmp_path.iterdir() if path.suffix != ".sqlite3-shm")
 
 
 def test_a_deleted_blob_leaves_no_tokens_in_the_file(tmp_path: Path, clock: Clock):
     index = Index(tmp_path / "index.sqlite3", clock=clock)
-    index.put([(FINGERPRINT, replace(A, tokens=b"private" * 1000)), (FINGERPRINT, B)])
+    index.put([(FINGERPRINT, replace(A, tokens=PRIVATE)), (FINGERPRINT, B)])
+    assert any(packed(PRIVATE) in path.read_bytes() for path in tmp_path.iterdir())
     index.delete([(FINGERPRINT, A.key)])
     index.close()
-    assert b"private" not in (tmp_path / "index.sqlite3").read_bytes()
+    assert packed(PRIVATE) not in (tmp_path / "index.sqlite3").read_bytes()
 
 
 def test_the_files_are_private(index: Index, tmp_path: Path):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvstet.cache.packing import packed, unpacked
+from kvstet.cache.disk.packing import packed, unpacked
 
 ids = st.lists(st.integers(-(2**31), 2**31 - 1), max_size=50)
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from tests.cache.records import FINGERPRINT, NOW, OTHER, Clock, assert_consistent, files, record, state, temps
 
-from kvstet.cache import blobfile
-from kvstet.cache.blobfile import Record
-from kvstet.cache.store import DiskStore
+from kvstet.cache.disk import blobfile
+from kvstet.cache.disk.blobfile import Record
+from kvstet.cache.disk.store import DiskStore
 from kvstet.errors import DiskUnavailable
 
 

@@ -26,11 +26,13 @@ from tests.cli.harness import Served, eventually
 from tests.cli.test_restart import keeping
 from tests.toys import toy_path
 
-from kvstet.cache import blobfile, bundle
-from kvstet.cache.blobfile import Record
-from kvstet.cache.index import ModelEntry
+from kvstet.cache import bundle
+from kvstet.cache.disk import blobfile
+from kvstet.cache.disk.blobfile import Record
+from kvstet.cache.disk.index import ModelEntry
+from kvstet.cache.disk.packing import packed
+from kvstet.cache.disk.store import DiskStore
 from kvstet.cache.inventory import Inventory
-from kvstet.cache.store import DiskStore
 from kvstet.cache.tier import BlobKey
 from kvstet.cache.tree import Node, Tree
 from kvstet.cli.main import main
@@ -336,7 +338,7 @@ def test_an_id_that_fits_two_conversations_is_refused():
 
 
 def test_a_purge_leaves_no_trace_of_conversations(run: Run, folder: Path):
-    secret = tokens("first question").astype("<i4").tobytes()
+    secret = packed(tokens("first question").astype("<i4").tobytes())
     with closing(DiskStore(folder)) as store:
         store.run(lambda index: index.quarantine(FINGERPRINT, [b"p" * 16], 1.0, 0.5))
     (folder / "v1" / "temp" / "1-left-0.tmp").write_bytes(secret)

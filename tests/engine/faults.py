@@ -13,7 +13,7 @@ import numpy as np
 from tests.engine.real import CHUNK, Logits, RealEngine, divergence
 
 from kvstet.cache.cache import Cache
-from kvstet.cache.disk import PAUSE_SECONDS, DiskStore, DiskTier, Record
+from kvstet.cache.disk.tier import PAUSE_SECONDS, DiskStore, DiskTier, Record
 from kvstet.cache.policy import Policy
 from kvstet.cache.rates import Rates, TierName
 from kvstet.cache.tier import BlobKey, RamTier

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from kvstet.cache.cache import Cache
-from kvstet.cache.disk import DiskTier
-from kvstet.cache.store import DiskStore
+from kvstet.cache.disk.store import DiskStore
+from kvstet.cache.disk.tier import DiskTier
 from kvstet.cache.tier import BlobKey, RamTier
 from kvstet.config import EngineOptions
 from kvstet.engine.engine import Engine

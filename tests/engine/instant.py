@@ -19,9 +19,9 @@ from tests.engine.pressure import (
 )
 
 from kvstet.cache.archive import HEADER_BYTES
-from kvstet.cache.blobfile import Record
 from kvstet.cache.cache import Cache
-from kvstet.cache.disk import DiskTier, ForeignBlob, Written
+from kvstet.cache.disk.blobfile import Record
+from kvstet.cache.disk.tier import DiskTier, ForeignBlob, Written
 from kvstet.cache.tier import BlobKey, RamTier
 from kvstet.config import EngineOptions
 from kvstet.engine.engine import Engine

@@ -9,7 +9,7 @@ import pytest
 from tests.cache.shelf import memory_folder
 from tests.engine.harness import Harness, words
 
-from kvstet.cache import blobfile
+from kvstet.cache.disk import blobfile
 from kvstet.engine.engine import WRITING_SECONDS
 from kvstet.engine.fake import ATTENTION, HYBRID, OPAQUE, RECURRENT, SWA
 from kvstet.types import MemoryTraits

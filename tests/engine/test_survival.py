@@ -17,7 +17,7 @@ from tests.engine.conversations import Agent, Conversation
 from tests.engine.faults import FILE_FAULTS, digest_of, spoil
 from tests.toys import toy_path
 
-from kvstet.cache import blobfile
+from kvstet.cache.disk import blobfile
 from kvstet.config import MIB, EngineOptions, ModelOptions
 from kvstet.engine.messages import Generate, Started, Token
 from kvstet.engine.supervisor import Supervisor

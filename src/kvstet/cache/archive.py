@@ -13,9 +13,9 @@ from itertools import islice, takewhile
 
 import numpy as np
 
-from kvstet.cache.blobfile import Record
-from kvstet.cache.disk import DiskTier
-from kvstet.cache.index import ForeignBlob
+from kvstet.cache.disk.blobfile import Record
+from kvstet.cache.disk.index import ForeignBlob
+from kvstet.cache.disk.tier import DiskTier
 from kvstet.cache.policy import Appraisal, Piece, Policy, chance, chance_of, total_bytes
 from kvstet.cache.tier import BlobKey, Tier
 from kvstet.cache.tree import TOKEN, Node, Stored, Tree

@@ -3,7 +3,7 @@
 ::
 
     kvstet-cache.json                                      what the file is
-    <fingerprint>/<2 digits>/<prefix>-<start>.s or .c      the files of a cache folder (`kvstet.cache.blobfile`)
+    <fingerprint>/<2 digits>/<prefix>-<start>.s or .c      the files of a cache folder (`kvstet.cache.disk.blobfile`)
     kvstet-cache-end.json                                  how many there are, and the models' names
 
 What is read is not trusted: names only have to fit, and where a blob goes is told by its verified header alone.
@@ -24,11 +24,11 @@ from typing import TypeVar
 
 import msgspec
 
-from kvstet.cache import blobfile
 from kvstet.cache.archive import place
-from kvstet.cache.blobfile import Header, Record
-from kvstet.cache.index import ModelEntry
-from kvstet.cache.store import DiskStore, reason
+from kvstet.cache.disk import blobfile
+from kvstet.cache.disk.blobfile import Header, Record
+from kvstet.cache.disk.index import ModelEntry
+from kvstet.cache.disk.store import DiskStore, reason
 from kvstet.cache.tier import BlobKey
 from kvstet.cache.tree import TOKEN, Tree
 from kvstet.errors import BadExport, DamagedBlob, DiskUnavailable

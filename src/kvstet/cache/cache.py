@@ -14,7 +14,7 @@ from itertools import takewhile
 
 from kvstet.cache import cells
 from kvstet.cache.archive import Archive
-from kvstet.cache.disk import DiskTier
+from kvstet.cache.disk.tier import DiskTier
 from kvstet.cache.plan import Fork, Plan, plan
 from kvstet.cache.policy import Appraisal, Piece, Policy, total_bytes
 from kvstet.cache.tier import BlobKey, BlobKind, Tier

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import xxhash
 
-from kvstet.cache.store import DiskStore
+from kvstet.cache.disk.store import DiskStore
 
 CHUNK_BYTES = 1 << 22
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 
 from kvstet.cache.archive import HEADER_BYTES, place
-from kvstet.cache.blobfile import Record
-from kvstet.cache.index import ModelEntry
+from kvstet.cache.disk.blobfile import Record
+from kvstet.cache.disk.index import ModelEntry
 from kvstet.cache.tree import Node, Tree
 
 

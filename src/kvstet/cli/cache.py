@@ -15,9 +15,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeE
 
 from kvstet.cache import bundle
 from kvstet.cache.bundle import Imported
-from kvstet.cache.index import ModelEntry
+from kvstet.cache.disk.index import ModelEntry
+from kvstet.cache.disk.store import DiskStore, blob_files, damage, index_bytes, is_cache_folder
 from kvstet.cache.inventory import Inventory
-from kvstet.cache.store import DiskStore, blob_files, damage, index_bytes, is_cache_folder
 from kvstet.cache.tree import Node
 from kvstet.cli import listing
 from kvstet.cli.console import stderr_console

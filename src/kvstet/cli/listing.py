@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kvstet.cache.blobfile import Record
-from kvstet.cache.index import ModelEntry
+from kvstet.cache.disk.blobfile import Record
+from kvstet.cache.disk.index import ModelEntry
 from kvstet.cache.inventory import Chain, Inventory
 from kvstet.cli.console import FILE_COLUMNS
 

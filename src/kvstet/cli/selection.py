@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from kvstet.cache.index import ModelEntry
+from kvstet.cache.disk.index import ModelEntry
+from kvstet.cache.disk.store import DiskStore
 from kvstet.cache.inventory import Chain, Inventory
-from kvstet.cache.store import DiskStore
 from kvstet.cache.tree import Node
 from kvstet.cli.listing import model_text
 from kvstet.errors import NotKept

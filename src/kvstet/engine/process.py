@@ -17,9 +17,9 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 
 from kvstet.cache.cache import Cache
-from kvstet.cache.disk import DiskTier
+from kvstet.cache.disk.store import DiskStore
+from kvstet.cache.disk.tier import DiskTier
 from kvstet.cache.fingerprint import model_fingerprint
-from kvstet.cache.store import DiskStore
 from kvstet.cache.tier import RamTier
 from kvstet.config import EngineOptions, ModelOptions
 from kvstet.engine.engine import Engine

@@ -13,10 +13,10 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kvstet.cache import blobfile
-from kvstet.cache.blobfile import Record
-from kvstet.cache.index import ForeignBlob, Index, ModelEntry, Quarantined
-from kvstet.cache.store import DiskStore, reason
+from kvstet.cache.disk import blobfile
+from kvstet.cache.disk.blobfile import Record
+from kvstet.cache.disk.index import ForeignBlob, Index, ModelEntry, Quarantined
+from kvstet.cache.disk.store import DiskStore, reason
 from kvstet.cache.tier import BlobKey
 from kvstet.errors import DamagedBlob, DiskUnavailable
 from kvstet.types import Blob

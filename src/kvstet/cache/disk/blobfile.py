@@ -30,7 +30,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from kvstet.cache.packing import packed, unpacked
+from kvstet.cache.disk.packing import packed, unpacked
 from kvstet.cache.tier import BlobKey, BlobKind
 from kvstet.errors import DamagedBlob
 from kvstet.types import Blob, new_buffer
@@ -96,7 +96,7 @@ class _Fields(msgspec.Struct, array_like=True, frozen=True):
     num_payload_bytes: int
     payload_hash: bytes
     tokens: bytes
-    """Packed, see `kvstet.cache.packing`."""
+    """Packed, see `kvstet.cache.disk.packing`."""
 
 
 # Names

@@ -2,8 +2,8 @@
 
 ::
 
-    <folder>/v1/index.sqlite3                                   what lies in the files (`kvstet.cache.index`)
-    <folder>/v1/<model>/<2 digits>/<prefix>-<start>.s or .c     one blob each (`kvstet.cache.blobfile`)
+    <folder>/v1/index.sqlite3                                   what lies in the files (`kvstet.cache.disk.index`)
+    <folder>/v1/<model>/<2 digits>/<prefix>-<start>.s or .c     one blob each (`kvstet.cache.disk.blobfile`)
     <folder>/v1/temp/                                           files that are being written
 
 The files are the truth. A blob exists from the rename of its file on; its row follows, and a row that is missing is
@@ -28,10 +28,10 @@ from typing import TypeVar
 
 import xxhash
 
-from kvstet.cache import blobfile
-from kvstet.cache.blobfile import Record
-from kvstet.cache.database import is_damaged
-from kvstet.cache.index import Index, ModelEntry, Quarantined
+from kvstet.cache.disk import blobfile
+from kvstet.cache.disk.blobfile import Record
+from kvstet.cache.disk.database import is_damaged
+from kvstet.cache.disk.index import Index, ModelEntry, Quarantined
 from kvstet.cache.tier import BlobKey
 from kvstet.errors import DamagedBlob, DiskUnavailable
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kvstet.cache import database
-from kvstet.cache.blobfile import KINDS, Record
-from kvstet.cache.database import NonsenseRow
-from kvstet.cache.packing import packed, unpacked
+from kvstet.cache.disk import database
+from kvstet.cache.disk.blobfile import KINDS, Record
+from kvstet.cache.disk.database import NonsenseRow
+from kvstet.cache.disk.packing import packed, unpacked
 from kvstet.cache.tier import BlobKey
 
 MAX_COUNT = 1 << 60
