@@ -24,9 +24,10 @@ def asked(site: Site, **fields: object) -> Iterator[socket.socket]:
     """A connection on which a chat request was sent, and has reached the engine."""
     body = json.dumps({"messages": USER, **fields}).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    num_before = len(site.engine.requests)
     with site.connect() as connection:
         connection.sendall(head.encode() + body)
-        assert eventually(lambda: bool(site.engine.requests))
+        assert eventually(lambda: len(site.engine.requests) > num_before)
         yield connection
 
 

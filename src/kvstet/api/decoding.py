@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections import deque
+from collections.abc import Set
 from dataclasses import dataclass
 
 from kvstet.engine.messages import TokenLogprobs
@@ -24,7 +25,7 @@ class TokenText:
 
 
 @dataclass(frozen=True, slots=True)
-class Delta:
+class CertainText:
     """Text that is certain by now, and its tokens if their log-probabilities were asked for."""
 
     text: str
@@ -60,12 +61,13 @@ class StopScanner:
 
 
 class TextStream:
-    """The text of one reply as its tokens come in. Control tokens print nothing, and broken characters never appear:
-    bytes that are not UTF-8 become U+FFFD, and a character the reply breaks off in is left out.
+    """The text of one reply as its tokens come in. Broken characters never appear: bytes that are not UTF-8 become
+    U+FFFD, and a character the reply breaks off in is left out. Control tokens print nothing, except ``shown`` ones.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...]) -> None:
+    def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...], shown: Set[int] = frozenset()) -> None:
         self._tokenizer = tokenizer
+        self._shown = shown
         self._decoder = _Utf8(errors="replace")
         self._scanner = StopScanner(stops)
         self._ready: list[str] = []
@@ -82,7 +84,7 @@ class TextStream:
         return self._scanner.found
 
     def push(self, token: int, logprobs: TokenLogprobs | None = None) -> None:
-        data = self._tokenizer.piece(token, special=False)
+        data = self._tokenizer.piece(token, special=token in self._shown)
         if not data:
             return
         text = self._decoder.decode(data)
@@ -97,11 +99,11 @@ class TextStream:
         """No token will follow: what was held back is text."""
         self._release(self._scanner.flush())
 
-    def take(self) -> Delta:
+    def take(self) -> CertainText:
         """What became certain since the last call."""
         text = "".join(self._ready)
         self._ready.clear()
-        return Delta(text, self._take_tokens())
+        return CertainText(text, self._take_tokens())
 
     def _release(self, text: str) -> None:
         if text:

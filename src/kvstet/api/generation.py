@@ -10,20 +10,22 @@ from typing import Literal
 
 from kvstet.api.decoding import TextStream, TokenText
 from kvstet.api.feed import Arrival, Feed
+from kvstet.api.ports import ReplyParser
+from kvstet.chat.deltas import Delta
 from kvstet.engine.client import EngineClient
 from kvstet.engine.messages import Event, Finished, Generate, Started, Token
 from kvstet.errors import EngineCrashed, ShuttingDown
-from kvstet.types import Reuse, Tokenizer
+from kvstet.types import Reuse
 
 EndReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The next text of one choice; ``end`` is set on its last piece."""
+    """What one choice says next; ``end`` is set on its last piece."""
 
     choice: int
-    text: str
+    deltas: tuple[Delta, ...] = ()
     tokens: tuple[TokenText, ...] = ()
     end: EndReason | None = None
     stop_string: str | None = None
@@ -47,12 +49,15 @@ class Account:
 class Reply:
     """The state of one choice."""
 
-    def __init__(self, choice: int, new_text: Callable[[], TextStream]) -> None:
+    def __init__(self, choice: int, new_text: Callable[[], TextStream], new_parser: Callable[[], ReplyParser]) -> None:
         self.end: EndReason | None = None
-        self.num_tokens = 0
+        self.tokens: list[int] = []
+        """All that was generated, also what a stop string cut off."""
         self._choice = choice
         self._new_text = new_text
         self._text = new_text()
+        self._new_parser = new_parser
+        self._parser = new_parser()
         self._is_anew = False
         self._started: Started | None = None
         self._finished: Finished | None = None
@@ -61,7 +66,7 @@ class Reply:
         self._last_at = 0.0
 
     def __repr__(self) -> str:
-        return f"Reply({self._choice}, {self.num_tokens} tokens, end={self.end}, {self._text!r})"
+        return f"Reply({self._choice}, {len(self.tokens)} tokens, end={self.end}, {self._text!r})"
 
     def accept(self, event: Event) -> None:
         """Take in the engine's next event; nothing is taken in any more after a stop string was found."""
@@ -69,7 +74,7 @@ class Reply:
             return
         match event:
             case Token(token=token, logprobs=logprobs):
-                self._note_token()
+                self._note_token(token)
                 self._text.push(token, logprobs)
                 if self._text.stop_string is not None:
                     self.end = "stop"
@@ -88,9 +93,12 @@ class Reply:
 
     def take(self) -> Piece:
         """What is new since the last call."""
-        delta = self._text.take()
+        news = self._text.take()
+        deltas = self._parser.feed(news.text) if news.text else []
+        if self.end is not None:
+            deltas += self._parser.flush()
         is_anew, self._is_anew = self._is_anew, False
-        return Piece(self._choice, delta.text, delta.tokens, self.end, self._text.stop_string, is_anew)
+        return Piece(self._choice, tuple(deltas), news.tokens, self.end, self._text.stop_string, is_anew)
 
     @property
     def account(self) -> Account:
@@ -104,20 +112,21 @@ class Reply:
             started.load_seconds,
             finished.compute_seconds if finished else self._first_at - self._started_at,
             finished.decode_seconds if finished else self._last_at - self._first_at,
-            finished.num_new_tokens if finished else self.num_tokens,
+            finished.num_new_tokens if finished else len(self.tokens),
         )
 
     def _begin_anew(self) -> None:
         """The engine runs the request again, after a crash."""
-        if self.num_tokens:
-            self.num_tokens = 0
+        if self.tokens:
+            self.tokens = []
             self._text = self._new_text()
+            self._parser = self._new_parser()
             self._is_anew = True
 
-    def _note_token(self) -> None:
-        self.num_tokens += 1
+    def _note_token(self, token: int) -> None:
+        self.tokens.append(token)
         self._last_at = time.perf_counter()
-        if self.num_tokens == 1:
+        if len(self.tokens) == 1:
             self._first_at = self._last_at
 
 
@@ -127,15 +136,15 @@ class Generation:
     def __init__(
         self,
         engine: EngineClient,
-        tokenizer: Tokenizer,
         requests: Sequence[Generate],
-        stops: tuple[str, ...],
+        new_text: Callable[[], TextStream],
+        new_parser: Callable[[], ReplyParser],
         *,
         on_first_token: Callable[[], None],
     ) -> None:
         self._engine = engine
         self._requests = requests
-        self._replies = [Reply(choice, lambda: TextStream(tokenizer, stops)) for choice in range(len(requests))]
+        self._replies = [Reply(choice, new_text, new_parser) for choice in range(len(requests))]
         self._on_first_token = on_first_token
         self._has_tokens = False
 
@@ -143,6 +152,11 @@ class Generation:
     def accounts(self) -> list[Account]:
         """One for each choice; complete once `pieces` is over."""
         return [reply.account for reply in self._replies]
+
+    @property
+    def tokens(self) -> list[list[int]]:
+        """What each choice generated so far."""
+        return [reply.tokens for reply in self._replies]
 
     async def pieces(self) -> AsyncGenerator[list[Piece], None]:
         """New text, as soon as it is certain: a list holds at most one piece of each choice.
@@ -166,9 +180,9 @@ class Generation:
         for piece in pieces:
             if piece.stop_string is not None:
                 feed.stop(piece.choice)
-        return [piece for piece in pieces if piece.text or piece.tokens or piece.end or piece.is_anew]
+        return [piece for piece in pieces if piece.deltas or piece.tokens or piece.end or piece.is_anew]
 
     def _note_first_token(self) -> None:
-        if not self._has_tokens and any(reply.num_tokens for reply in self._replies):
+        if not self._has_tokens and any(reply.tokens for reply in self._replies):
             self._has_tokens = True
             self._on_first_token()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from kvstet.api.metrics import Metrics
+from kvstet.chat.deltas import Delta
 from kvstet.config import ServerOptions
 from kvstet.engine.client import EngineClient
 from kvstet.types import Prompt, Tokenizer
@@ -18,8 +19,25 @@ SchemaToGrammar = Callable[[dict[str, Any]], str]
 """JSON schema to GBNF; GrammarError where it cannot be expressed."""
 
 
+class ReplyParser(Protocol):
+    """Reads one reply as it is generated. Never raises and never loses text, whatever comes."""
+
+    def feed(self, text: str) -> list[Delta]:
+        """What is certain by now."""
+        ...
+
+    def flush(self) -> list[Delta]:
+        """No text will follow."""
+        ...
+
+
 class Renderer(Protocol):
     """Makes prompts of conversations; called from several threads. `kvstet.chat.renderer.Renderer` is the real one."""
+
+    @property
+    def shown_tokens(self) -> Set[int]:
+        """Control tokens that the parser of replies wants to see."""
+        ...
 
     def render(
         self,
@@ -34,6 +52,10 @@ class Renderer(Protocol):
 
     def raw(self, text: str) -> Prompt:
         """Text that is a prompt already."""
+        ...
+
+    def parser(self, prompt: Prompt, tools: Sequence[dict[str, Any]]) -> ReplyParser:
+        """For one reply to a rendered prompt."""
         ...
 
 

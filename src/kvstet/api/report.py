@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kvstet.api.generation import Account
+from kvstet.api.generation import Account, Generation
+from kvstet.api.job import Job
 from kvstet.edits.verdict import Verdict, refused, verdict
 from kvstet.types import Fidelity, MessageSpan, Reuse
 
@@ -64,6 +65,12 @@ class Report:
             "fidelity": self.fidelity,
             "verdict": self.verdict.sentence,
         }
+
+
+def report_of(job: Job, generation: Generation) -> Report:
+    """What a job's generation, which is over, has cost."""
+    terms = job.terms
+    return report(generation.accounts, terms.num_choices, job.prompts[0].spans, uses_cache=terms.uses_cache)
 
 
 def report(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from datetime import datetime
 from functools import cached_property
 from typing import Literal
@@ -14,6 +14,7 @@ from kvstet.chat.fit import Fitted, fit
 from kvstet.chat.lru import Lru
 from kvstet.chat.marks import Mark
 from kvstet.chat.messages import Message, normalise
+from kvstet.chat.plain import PlainParser
 from kvstet.chat.segments import DEFAULT_CACHE_BYTES, Encoded, SegmentTokenizer
 from kvstet.chat.template import ChatTemplate
 from kvstet.chat.traits import Traits, traits_of
@@ -116,6 +117,15 @@ class Renderer:
         text = _encodable(text)
         tokens = self._segments.encode(text, add_special=True).tokens
         return Prompt(tokens, (MessageSpan(0, len(tokens), None, "prompt"),), text)
+
+    @property
+    def shown_tokens(self) -> Set[int]:
+        """Control tokens that the parser of replies wants to see."""
+        return frozenset()
+
+    def parser(self, prompt: Prompt, tools: Sequence[Mapping[str, object]]) -> PlainParser:
+        """For one reply to a rendered prompt."""
+        return PlainParser()
 
     def _start_of(self, messages: Sequence[Message]) -> datetime:
         first = {str(message["role"]): str(message["content"]) for message in reversed(messages)}

@@ -15,7 +15,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from kvstet.api.openai.prompts import render
+from kvstet.api.job import render
+from kvstet.api.openai.prompts import conversation_of
 from kvstet.cli.stack import load_text
 from kvstet.cli.traces import Trace
 from kvstet.config import MIB, ModelOptions
@@ -229,7 +230,7 @@ def render_trace(path: Path, trace: Trace, context_length: int) -> RenderedTrace
     with vocabulary:
         for request in trace.requests:
             try:
-                prompt = render(renderer, request.fields)
+                prompt = render(renderer, conversation_of(request.fields))
             except RequestError as error:
                 skipped[str(error)] += 1
                 continue

@@ -48,7 +48,7 @@ from kvstet.errors import (
 )
 from kvstet.types import RequestId, Reuse
 
-BUSY_SHARE = 0.1
+BUSY_SHARE = 0.05
 """Part of the time that writing may take while requests run: it costs them a little (`bench/saving.py`)."""
 
 WRITING_SECONDS = 0.005

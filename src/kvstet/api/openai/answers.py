@@ -1,24 +1,62 @@
-"""Answers to one job: as a stream of chunks, or whole."""
+"""Answers to one request: as a stream of chunks, or whole."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import msgspec
 
+from kvstet import __version__
 from kvstet.api.decoding import TokenText
 from kvstet.api.errors import ErrorAnswer
 from kvstet.api.generation import Generation, Piece
-from kvstet.api.openai.job import Head, Job
+from kvstet.api.job import Job
+from kvstet.api.openai.requests import GenerationFields
 from kvstet.api.openai.shapes import Shape
-from kvstet.api.report import Report, report
+from kvstet.api.ports import Services
+from kvstet.api.report import Report, report_of
+from kvstet.chat.deltas import Delta
 
 _DONE = b"data: [DONE]\n\n"
 
 encode = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What every chunk of a response repeats."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str = f"kvstet-{__version__}"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A job, and how its answer is written."""
+
+    head: Head
+    job: Job
+    shape: Shape
+    includes_usage: bool
+    echoes: Sequence[str] | None = None
+    """What stands before each choice's reply."""
+
+    def echo(self, choice: int) -> str:
+        return self.echoes[choice] if self.echoes else ""
+
+    @property
+    def num_choices(self) -> int:
+        return len(self.job.requests)
+
+
+def head_of(id: str, fields: GenerationFields, services: Services) -> Head:
+    return Head(id, int(time.time()), fields.model or services.model_names[0])
 
 
 def encode_error(answer: ErrorAnswer) -> bytes:
@@ -27,36 +65,39 @@ def encode_error(answer: ErrorAnswer) -> bytes:
 
 
 class Chunks:
-    """Encodes chunks. All but the text of the usual chunk is encoded once for the whole stream."""
+    """Encodes chunks. All but what the model says is encoded once for the whole stream."""
 
-    def __init__(self, job: Job, shape: Shape) -> None:
-        self._shape = shape
-        self._common = _common(job.head, shape.chunk_object_name)
-        self._includes_usage = job.includes_usage
-        if job.includes_usage:
+    def __init__(self, answer: Answer) -> None:
+        self._shape = answer.shape
+        self._common = _common(answer.head, answer.shape.chunk_object_name)
+        self._includes_usage = answer.includes_usage
+        if answer.includes_usage:
             self._common["usage"] = None
-        self._offsets = [len(text) for text in _echoes(job)]
+        self._offsets = [len(answer.echo(choice)) for choice in range(answer.num_choices)]
         self._tail = b',"finish_reason":null,"logprobs":null}],' + encode(self._common)[1:] + b"\n\n"
-        self._heads = [
-            b'data: {"choices":[{"index":%d,' % choice + shape.before_text for choice in range(len(job.requests))
-        ]
+        self._heads = [b'data: {"choices":[{"index":%d,' % choice for choice in range(answer.num_choices)]
+        self._has_called = [False] * answer.num_choices
 
     def opening(self, choice: int, echo: str) -> bytes:
         fields = self._shape.opening(echo)
         return b"" if fields is None else self._chunk([self._choice(choice, fields)])
 
-    def text(self, piece: Piece) -> bytes:
+    def news(self, piece: Piece) -> bytes:
+        """A chunk for each delta; log-probabilities go with the first."""
+        fields = [encoded for delta in piece.deltas if (encoded := self._shape.encode(delta))]
+        if any(self._shape.calls(delta) for delta in piece.deltas):
+            self._has_called[piece.choice] = True
         if not piece.tokens:
-            text = encode(piece.text)
-            return b"".join((self._heads[piece.choice], text, self._shape.after_text, self._tail))
-        fields = msgspec.json.decode(
-            b"{" + self._shape.before_text + encode(piece.text) + self._shape.after_text + b"}"
-        )
-        fields["logprobs"] = self._shape.logprobs(piece.tokens, self._offsets[piece.choice])
-        return self._chunk([self._choice(piece.choice, fields)])
+            return b"".join(self._heads[piece.choice] + encoded + self._tail for encoded in fields)
+        first, *rest = fields or [self._shape.nothing]
+        logprobs = self._shape.logprobs(piece.tokens, self._offsets[piece.choice])
+        choice = self._choice(piece.choice, {**msgspec.json.decode(b"{" + first + b"}"), "logprobs": logprobs})
+        more = (self._heads[piece.choice] + encoded + self._tail for encoded in rest)
+        return b"".join((self._chunk([choice]), *more))
 
     def ending(self, piece: Piece, **more: Any) -> bytes:
-        choice = self._choice(piece.choice, {**self._shape.ending(), "finish_reason": piece.end})
+        reason = _finish_reason(piece.end, self._has_called[piece.choice])
+        choice = self._choice(piece.choice, {**self._shape.ending(), "finish_reason": reason})
         return self._chunk([choice], **more)
 
     def last(self, ended: Sequence[Piece], costs: Report) -> list[bytes]:
@@ -73,62 +114,55 @@ class Chunks:
         return b"data: " + encode({"choices": choices, **self._common, **more}) + b"\n\n"
 
 
-async def stream(job: Job, generation: Generation, shape: Shape) -> AsyncGenerator[bytes, None]:
+async def stream(answer: Answer, generation: Generation) -> AsyncGenerator[bytes, None]:
     """Events of the response, those that are ready together in one item; the costs are on the last chunk."""
-    chunks = Chunks(job, shape)
-    opening = b"".join(chunks.opening(choice, echo) for choice, echo in enumerate(_echoes(job)))
+    chunks = Chunks(answer)
+    opening = b"".join(chunks.opening(choice, answer.echo(choice)) for choice in range(answer.num_choices))
     ended: list[Piece] = []
     async with aclosing(generation.pieces()) as news:
         async for pieces in news:
             # The very last chunk waits for the costs.
             endings = [chunks.ending(piece) for piece in ended]
             ended = [piece for piece in pieces if piece.end is not None]
-            texts = [chunks.text(piece) for piece in pieces if piece.text or piece.tokens]
-            if data := b"".join((opening, *endings, *texts)):
+            if data := b"".join((opening, *endings, *map(chunks.news, pieces))):
                 yield data
             opening = b""
-    yield b"".join((*chunks.last(ended, _report(job, generation)), _DONE))
+    yield b"".join((*chunks.last(ended, report_of(answer.job, generation)), _DONE))
 
 
-async def whole(job: Job, generation: Generation, shape: Shape) -> dict[str, Any]:
+async def whole(answer: Answer, generation: Generation) -> dict[str, Any]:
     """The response in one piece."""
-    echoes = _echoes(job)
-    texts = [[echo] for echo in echoes]
-    tokens: list[list[TokenText]] = [[] for _ in job.requests]
-    ends: list[str | None] = [None for _ in job.requests]
+    said: list[list[Delta]] = [[] for _ in range(answer.num_choices)]
+    tokens: list[list[TokenText]] = [[] for _ in range(answer.num_choices)]
+    ends: list[str | None] = [None] * answer.num_choices
     async with aclosing(generation.pieces()) as news:
         async for pieces in news:
             for piece in pieces:
                 if piece.is_anew:
-                    texts[piece.choice], tokens[piece.choice] = [echoes[piece.choice]], []
-                texts[piece.choice].append(piece.text)
+                    said[piece.choice], tokens[piece.choice] = [], []
+                said[piece.choice].extend(piece.deltas)
                 tokens[piece.choice].extend(piece.tokens)
                 ends[piece.choice] = piece.end
-    has_logprobs = job.requests[0].num_logprobs is not None
+    shape, has_logprobs = answer.shape, answer.job.terms.num_logprobs is not None
     choices = [
         {
             "index": choice,
-            **shape.whole("".join(texts[choice])),
-            "logprobs": shape.logprobs(tokens[choice], len(echoes[choice])) if has_logprobs else None,
-            "finish_reason": ends[choice],
+            **shape.whole(answer.echo(choice), said[choice]),
+            "logprobs": shape.logprobs(tokens[choice], len(answer.echo(choice))) if has_logprobs else None,
+            "finish_reason": _finish_reason(ends[choice], any(map(shape.calls, said[choice]))),
         }
-        for choice in range(len(job.requests))
+        for choice in range(answer.num_choices)
     ]
-    costs = _report(job, generation)
-    return {**_common(job.head, shape.object_name), "choices": choices, "usage": costs.usage, **_costs(costs)}
+    costs = report_of(answer.job, generation)
+    return {**_common(answer.head, shape.object_name), "choices": choices, "usage": costs.usage, **_costs(costs)}
+
+
+def _finish_reason(end: str | None, has_called: bool) -> str | None:
+    return "tool_calls" if end == "stop" and has_called else end
 
 
 def _common(head: Head, object_name: str) -> dict[str, Any]:
     return {**asdict(head), "object": object_name}
-
-
-def _echoes(job: Job) -> list[str]:
-    """What stands before each choice's reply."""
-    return [prompt.text if job.echoes else "" for prompt in job.prompts for _ in range(job.num_choices)]
-
-
-def _report(job: Job, generation: Generation) -> Report:
-    return report(generation.accounts, job.num_choices, job.prompts[0].spans, uses_cache=job.requests[0].cache_prompt)
 
 
 def _costs(costs: Report) -> dict[str, Any]:

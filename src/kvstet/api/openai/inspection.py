@@ -11,7 +11,8 @@ from starlette.responses import Response
 
 from kvstet.api.body import decode, in_worker, read_body
 from kvstet.api.errors import json_response
-from kvstet.api.openai.prompts import detokenize, render
+from kvstet.api.job import render
+from kvstet.api.openai.prompts import conversation_of, detokenize
 from kvstet.api.openai.requests import DetokenizeRequest, TemplateRequest, TokenizeRequest
 from kvstet.api.ports import Services
 from kvstet.types import Tokenizer
@@ -72,7 +73,7 @@ class Inspection:
         return {"content": detokenize(tokens, self._services.tokenizer, param="tokens")}
 
     def _apply_template(self, body: bytes) -> dict[str, Any]:
-        prompt = render(self._services.renderer, decode(body, TemplateRequest))
+        prompt = render(self._services.renderer, conversation_of(decode(body, TemplateRequest)))
         spans = [
             {"index": span.index, "role": span.role, "start": span.start, "stop": span.stop} for span in prompt.spans
         ]

@@ -7,27 +7,30 @@ from typing import Any
 
 import numpy as np
 
+from kvstet.api.job import Conversation
 from kvstet.api.openai.requests import ChatRequest, TemplateRequest
-from kvstet.api.ports import Renderer, Services
-from kvstet.errors import InvalidRequest, TemplateError
+from kvstet.api.ports import Services
+from kvstet.errors import InvalidRequest
 from kvstet.types import MessageSpan, Prompt, Tokenizer
 
+NO_REASONING = "none"
+"""The ``reasoning_effort`` that asks the model not to think."""
 
-def render(renderer: Renderer, fields: ChatRequest | TemplateRequest) -> Prompt:
-    """The conversation in the model's template."""
-    extra: dict[str, Any] = {}
+
+def conversation_of(fields: ChatRequest | TemplateRequest) -> Conversation:
+    """A chat's messages, and what goes with them into the prompt."""
+    variables: dict[str, Any] = {}
     if fields.reasoning_effort is not None:
-        extra["reasoning_effort"] = fields.reasoning_effort
-    extra |= fields.chat_template_kwargs or {}
-    try:
-        return renderer.render(
-            fields.messages,
-            tools=fields.tools,
-            add_generation_prompt=fields.add_generation_prompt is not False,
-            extra=extra,
-        )
-    except RecursionError:
-        raise TemplateError("The messages or tools are nested too deeply.", param="messages") from None
+        variables["reasoning_effort"] = fields.reasoning_effort
+        if fields.reasoning_effort == NO_REASONING:
+            variables["enable_thinking"] = False
+    return Conversation(
+        messages=fields.messages,
+        tools=fields.tools or [],
+        calls_tools=fields.tool_choice != "none",
+        adds_generation_prompt=fields.add_generation_prompt is not False,
+        variables=variables | (fields.chat_template_kwargs or {}),
+    )
 
 
 def prompts_of(prompt: str | Sequence[str | int | list[int]], services: Services) -> list[Prompt]:

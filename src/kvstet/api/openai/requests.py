@@ -18,6 +18,20 @@ StopStrings = Annotated[list[StopString], Meta(max_length=64)]
 BiasEntry = tuple[int | str, float | bool]
 
 
+ToolChoice = Literal["auto", "none", "required"]
+
+
+class NamedFunction(Struct):
+    name: str
+
+
+class NamedTool(Struct):
+    """The one tool that is to be called."""
+
+    function: NamedFunction
+    type: Literal["function"] = "function"
+
+
 class StreamOptions(Struct):
     include_usage: bool | None = None
 
@@ -73,6 +87,8 @@ class GenerationFields(Struct, kw_only=True):
 class ChatRequest(GenerationFields, kw_only=True):
     messages: Annotated[list[dict[str, Any]], Meta(min_length=1)]
     tools: list[dict[str, Any]] | None = None
+    tool_choice: ToolChoice | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
     max_completion_tokens: TokenLimit | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
@@ -94,6 +110,7 @@ class TemplateRequest(Struct, kw_only=True):
 
     messages: Annotated[list[dict[str, Any]], Meta(min_length=1)]
     tools: list[dict[str, Any]] | None = None
+    tool_choice: ToolChoice | NamedTool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: str | None = None
     add_generation_prompt: bool | None = None

@@ -56,13 +56,6 @@ def sampling_of(
     )
 
 
-def with_seed_of_choice(sampling: Sampling, choice: int) -> Sampling:
-    """Each choice draws with a seed of its own, and the first with the one that was asked for."""
-    if sampling.seed is None:
-        return sampling
-    return replace(sampling, seed=(sampling.seed + choice) % _NUM_SEEDS)
-
-
 def stops_of(fields: GenerationFields) -> tuple[str, ...]:
     """Stop strings, without empty ones and repetitions."""
     stops = [fields.stop] if isinstance(fields.stop, str) else fields.stop or []

@@ -3,35 +3,48 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import msgspec
+
 from kvstet.api.decoding import TokenText
+from kvstet.chat.deltas import ArgumentsDelta, CallBegin, CallEnd, Delta, ReasoningDelta, TextDelta, message_of
 from kvstet.types import Tokenizer
+
+_json = msgspec.json.Encoder().encode
 
 _LOWEST_LOGPROB = -9999.0
 """What OpenAI sends for impossible tokens; JSON has no infinity."""
 
 
 class Shape(Protocol):
-    """How text is put into choices."""
+    """How what the model says is put into choices."""
 
     object_name: str
     chunk_object_name: str
-    before_text: bytes
-    """JSON of a chunk's choice, up to its text; ``after_text`` follows it."""
-    after_text: bytes
+    nothing: bytes
+    """As `encode`, of no delta."""
 
     def opening(self, text: str) -> dict[str, Any] | None:
         """A choice's first fields in a stream, given the echoed prompt; None: there is nothing to send."""
         ...
 
-    def ending(self) -> dict[str, Any]:
-        """A choice's fields in its last chunk, where no text is left."""
+    def encode(self, delta: Delta) -> bytes:
+        """A chunk's choice has these fields, as JSON without the braces; empty: there is nothing to send."""
         ...
 
-    def whole(self, text: str) -> dict[str, Any]:
+    def ending(self) -> dict[str, Any]:
+        """A choice's fields in its last chunk, where nothing is left to say."""
+        ...
+
+    def whole(self, echo: str, deltas: Sequence[Delta]) -> dict[str, Any]:
         """A choice's fields in an answer that is not streamed."""
+        ...
+
+    def calls(self, delta: Delta) -> bool:
+        """Whether this makes the reply one that calls tools."""
         ...
 
     def logprobs(self, tokens: Sequence[TokenText], offset: int) -> dict[str, Any]:
@@ -42,8 +55,7 @@ class Shape(Protocol):
 class ChatShape:
     object_name = "chat.completion"
     chunk_object_name = "chat.completion.chunk"
-    before_text = b'"delta":{"content":'
-    after_text = b"}"
+    nothing = b'"delta":{}'
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -51,11 +63,35 @@ class ChatShape:
     def opening(self, text: str) -> dict[str, Any] | None:
         return {"delta": {"role": "assistant", "content": text}}
 
+    def encode(self, delta: Delta) -> bytes:
+        match delta:
+            case TextDelta(text):
+                return b'"delta":{"content":' + _json(text) + b"}"
+            case ReasoningDelta(text):
+                return b'"delta":{"reasoning_content":' + _json(text) + b"}"
+            case ArgumentsDelta(index, json):
+                return b'"delta":{"tool_calls":[{"index":%d,"function":{"arguments":%b}}]}' % (index, _json(json))
+            case CallBegin(index, name):
+                call = {"index": index, **_call(new_call_id(), name, "")}
+                return b'"delta":{"tool_calls":[' + _json(call) + b"]}"
+            case CallEnd():
+                return b""
+
     def ending(self) -> dict[str, Any]:
         return {"delta": {}}
 
-    def whole(self, text: str) -> dict[str, Any]:
-        return {"message": {"role": "assistant", "content": text, "refusal": None}}
+    def whole(self, echo: str, deltas: Sequence[Delta]) -> dict[str, Any]:
+        reply = message_of(deltas)
+        message: dict[str, Any] = {"role": "assistant", "content": reply.text, "refusal": None}
+        if reply.reasoning:
+            message["reasoning_content"] = reply.reasoning
+        if reply.calls:
+            message["content"] = reply.text or None
+            message["tool_calls"] = [_call(new_call_id(), call.name, call.arguments) for call in reply.calls]
+        return {"message": message}
+
+    def calls(self, delta: Delta) -> bool:
+        return isinstance(delta, CallBegin)
 
     def logprobs(self, tokens: Sequence[TokenText], offset: int) -> dict[str, Any]:
         return {"content": [self._position(token) for token in tokens], "refusal": None}
@@ -69,8 +105,7 @@ class ChatShape:
 class TextShape:
     object_name = "text_completion"
     chunk_object_name = "text_completion"
-    before_text = b'"text":'
-    after_text = b""
+    nothing = b'"text":""'
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -78,11 +113,17 @@ class TextShape:
     def opening(self, text: str) -> dict[str, Any] | None:
         return {"text": text} if text else None
 
+    def encode(self, delta: Delta) -> bytes:
+        return b'"text":' + _json(delta.text) if isinstance(delta, TextDelta) else b""
+
     def ending(self) -> dict[str, Any]:
         return {"text": ""}
 
-    def whole(self, text: str) -> dict[str, Any]:
-        return {"text": text}
+    def whole(self, echo: str, deltas: Sequence[Delta]) -> dict[str, Any]:
+        return {"text": echo + message_of(deltas).text}
+
+    def calls(self, delta: Delta) -> bool:
+        return False
 
     def logprobs(self, tokens: Sequence[TokenText], offset: int) -> dict[str, Any]:
         return {
@@ -94,6 +135,14 @@ class TextShape:
 
     def _top(self, token: TokenText) -> dict[str, float]:
         return {_readable(self._tokenizer.piece(other)): _finite(logprob) for other, logprob in token.logprobs.top}
+
+
+def new_call_id() -> str:
+    return f"call_{secrets.token_hex(12)}"
+
+
+def _call(id: str, name: str, arguments: str) -> dict[str, Any]:
+    return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def _entry(data: bytes, logprob: float) -> dict[str, Any]:

@@ -1,0 +1,149 @@
+"""A request that was understood, in no dialect: what to ask of the engine, and how to read what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from kvstet.api.decoding import TextStream
+from kvstet.api.generation import Generation
+from kvstet.api.ports import Message, Renderer, ReplyParser, Services
+from kvstet.chat.plain import PlainParser
+from kvstet.engine.messages import Generate
+from kvstet.errors import ContextOverflow, InvalidRequest, TemplateError
+from kvstet.types import DEFAULT_SAMPLING, Prompt, RequestId, Sampling
+
+_MAX_CHOICES = 64
+_NUM_SEEDS = 2**32 - 1
+"""libllama's seeds are 32 bits wide, and the highest one means a random seed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """How a request wants to be answered, whatever its prompt."""
+
+    sampling: Sampling = DEFAULT_SAMPLING
+    stops: tuple[str, ...] = ()
+    max_new_tokens: int | None = None
+    num_choices: int = 1
+    """For each prompt."""
+    num_logprobs: int | None = None
+    ignores_eos: bool = False
+    uses_cache: bool = True
+    is_streamed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """What every dialect's chat is translated into. Messages and tools are in OpenAI's form."""
+
+    messages: list[Message]
+    tools: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    calls_tools: bool = True
+    """False: the tools stand in the prompt, as ever, but the reply is to call none."""
+    adds_generation_prompt: bool = True
+    variables: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Of the template."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """``requests`` hold ``terms.num_choices`` for each prompt, in the order of the response's choices."""
+
+    id: str
+    terms: Terms
+    prompts: tuple[Prompt, ...]
+    requests: tuple[Generate, ...]
+    new_text: Callable[[], TextStream]
+    new_parser: Callable[[], ReplyParser]
+
+    def start(self, services: Services, *, on_first_token: Callable[[], None]) -> Generation:
+        """Nothing is asked of the engine before the first piece is awaited."""
+        return Generation(services.engine, self.requests, self.new_text, self.new_parser, on_first_token=on_first_token)
+
+
+def chat_job(services: Services, id: str, conversation: Conversation, terms: Terms, *, prompt_field: str) -> Job:
+    """Raises a RequestError for what could not be served; ``prompt_field`` is where the messages came from."""
+    prompt = render(services.renderer, conversation)
+    tools = conversation.tools if conversation.calls_tools else []
+    return _make_job(
+        services,
+        id,
+        [prompt],
+        terms,
+        prompt_field=prompt_field,
+        new_text=partial(TextStream, services.tokenizer, terms.stops, services.renderer.shown_tokens),
+        new_parser=partial(services.renderer.parser, prompt, tools),
+    )
+
+
+def text_job(services: Services, id: str, prompts: Sequence[Prompt], terms: Terms, *, prompt_field: str) -> Job:
+    """A reply to bare text is text."""
+    new_text = partial(TextStream, services.tokenizer, terms.stops)
+    return _make_job(services, id, prompts, terms, prompt_field=prompt_field, new_text=new_text, new_parser=PlainParser)
+
+
+def render(renderer: Renderer, conversation: Conversation) -> Prompt:
+    """The conversation in the model's template."""
+    try:
+        return renderer.render(
+            conversation.messages,
+            tools=conversation.tools,
+            add_generation_prompt=conversation.adds_generation_prompt,
+            extra=conversation.variables,
+        )
+    except RecursionError:
+        raise TemplateError("The messages or tools are nested too deeply.", param="messages") from None
+
+
+def _make_job(
+    services: Services,
+    id: str,
+    prompts: Sequence[Prompt],
+    terms: Terms,
+    *,
+    prompt_field: str,
+    new_text: Callable[[], TextStream],
+    new_parser: Callable[[], ReplyParser],
+) -> Job:
+    # One token more, unless no reply is asked for. The engine says the same, but knows no field to name.
+    num_reply_tokens = int(terms.max_new_tokens != 0)
+    for prompt in prompts:
+        _check_length(prompt, num_reply_tokens, services.engine.info.context_length, prompt_field)
+    if terms.num_choices * len(prompts) > _MAX_CHOICES:
+        raise InvalidRequest(f"One request may ask for at most {_MAX_CHOICES} choices in all.", param="n")
+    repeated = [(prompt, choice) for prompt in prompts for choice in range(terms.num_choices)]
+    requests = (_request(f"{id}:{number}", *pair, terms) for number, pair in enumerate(repeated))
+    return Job(id, terms, tuple(prompts), tuple(requests), new_text, new_parser)
+
+
+def _request(id: str, prompt: Prompt, choice: int, terms: Terms) -> Generate:
+    return Generate(
+        RequestId(id),
+        prompt.tokens,
+        prompt.cuts,
+        terms.max_new_tokens,
+        _with_seed_of_choice(terms.sampling, choice),
+        terms.num_logprobs,
+        terms.ignores_eos,
+        terms.uses_cache,
+        cut_kinds=prompt.cut_kinds,
+        is_streamed=terms.is_streamed,
+    )
+
+
+def _with_seed_of_choice(sampling: Sampling, choice: int) -> Sampling:
+    """Each choice draws with a seed of its own, and the first with the one that was asked for."""
+    if sampling.seed is None:
+        return sampling
+    return replace(sampling, seed=(sampling.seed + choice) % _NUM_SEEDS)
+
+
+def _check_length(prompt: Prompt, num_reply_tokens: int, context_length: int, field: str) -> None:
+    num_tokens = len(prompt.tokens)
+    if num_tokens == 0:
+        raise InvalidRequest("The prompt is empty.", param=field)
+    if num_tokens + num_reply_tokens > context_length:
+        raise ContextOverflow(num_prompt_tokens=num_tokens, max_prompt_tokens=context_length, param=field)
