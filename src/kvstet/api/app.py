@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from kvstet import __version__
-from kvstet.api.errors import ErrorAnswer, json_response
+from kvstet.api.envelopes import ErrorAnswer, json_response
 from kvstet.api.exchange import ExchangeMiddleware, answer_error
 from kvstet.api.guards import HostGuard, KeyGuard
 from kvstet.api.metrics import Metrics
@@ -100,7 +100,9 @@ class Status:
         )
 
     async def health(self, request: Request) -> Response:
-        return json_response({"status": "ok"}) if self._services.engine.is_ready else _LOADING.response()
+        return (
+            json_response({"status": "ok"}) if self._services.engine.is_ready else _LOADING.response(request.url.path)
+        )
 
     async def metrics(self, request: Request) -> Response:
         return Response(self._services.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)

@@ -1,4 +1,4 @@
-"""Errors as HTTP answers in OpenAI's envelope.
+"""Errors as HTTP answers; each dialect puts them into its own envelope (`kvstet.api.envelopes`).
 
 ===================================  ======  ==========================================
 error                                status  code
@@ -24,15 +24,10 @@ it: the prompt computed so far is cached.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Any
-
-import msgspec
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
 
-from kvstet.errors import DeadlineExceeded, KvstetError, QueueFull, RequestError, Unavailable
+from kvstet.api.envelopes import ErrorAnswer
+from kvstet.errors import ContextOverflow, DeadlineExceeded, KvstetError, QueueFull, RequestError, Unavailable
 
 _BY_STATUS = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
 
@@ -41,36 +36,13 @@ class ClientGone(Exception):
     """The client hung up: nobody is left to answer."""
 
 
-@dataclass(frozen=True, slots=True)
-class ErrorAnswer:
-    """What a client is told about an error."""
-
-    status: int
-    message: str
-    type: str
-    code: str
-    param: str | None = None
-    retry_after_seconds: float | None = None
-
-    @property
-    def envelope(self) -> dict[str, Any]:
-        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
-        return {"error": error}
-
-    def response(self, headers: dict[str, str] | None = None) -> Response:
-        headers = dict(headers or {})
-        if self.retry_after_seconds is not None:
-            headers["retry-after"] = str(max(1, math.ceil(self.retry_after_seconds)))
-        return json_response(self.envelope, status=self.status, headers=headers)
-
-
-def json_response(content: object, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(msgspec.json.encode(content), status, headers, media_type="application/json")
-
-
 def answer_for(error: Exception, request_id: str) -> ErrorAnswer:
     """The answer to ``error``; what was not foreseen tells its request id and nothing else."""
     match error:
+        case ContextOverflow():
+            overflow = error.num_prompt_tokens, error.max_prompt_tokens
+            kind = "invalid_request_error"
+            return ErrorAnswer(400, str(error), kind, error.code, error.param, overflow=overflow)
         case RequestError():
             return ErrorAnswer(400, str(error), "invalid_request_error", error.code, error.param)
         case Unavailable():

@@ -11,7 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kvstet.api.errors import ClientGone, ErrorAnswer, answer_for, is_unforeseen
+from kvstet.api.envelopes import ErrorAnswer
+from kvstet.api.errors import ClientGone, answer_for, is_unforeseen
 from kvstet.api.metrics import Metrics, Outcome
 
 logger = logging.getLogger("kvstet.api")
@@ -77,7 +78,7 @@ class ExchangeMiddleware:
         except Exception as error:
             answer = exchange.fail(error)
             if exchange.status is None:
-                await answer.response()(scope, receive, send)
+                await answer.response(scope["path"])(scope, receive, send)
 
 
 def exchange_of(request: Request) -> Exchange:
@@ -88,8 +89,8 @@ async def answer_error(request: Request, error: Exception) -> Response:
     """Starlette's handler for all errors raised on purpose."""
     if isinstance(error, HTTPException):
         answer = exchange_of(request).fail(_in_our_words(error, request))
-        return answer.response(dict(error.headers or {}))
-    return exchange_of(request).fail(error).response()
+        return answer.response(request.url.path, dict(error.headers or {}))
+    return exchange_of(request).fail(error).response(request.url.path)
 
 
 def _in_our_words(error: HTTPException, request: Request) -> HTTPException:

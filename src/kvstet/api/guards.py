@@ -9,7 +9,7 @@ import re
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from kvstet.api.errors import ErrorAnswer
+from kvstet.api.envelopes import ErrorAnswer
 
 OPEN_PATHS = frozenset({"/", "/health", "/v1/health"})
 """Paths that need no key, as in llama-server."""
@@ -58,7 +58,7 @@ class HostGuard:
         if scope["type"] != "http" or self._hosts is None or self._is_local(Headers(scope=scope).get("host", "")):
             await self._app(scope, receive, send)
         else:
-            await _FOREIGN_HOST.response()(scope, receive, send)
+            await _FOREIGN_HOST.response(scope["path"])(scope, receive, send)
 
     def _is_local(self, header: str) -> bool:
         match = _HOST.fullmatch(header.lower())
@@ -76,7 +76,7 @@ class KeyGuard:
         if scope["type"] != "http" or not self._keys or scope["path"] in OPEN_PATHS or self._is_known(scope):
             await self._app(scope, receive, send)
         else:
-            await _NO_KEY.response({"www-authenticate": "Bearer"})(scope, receive, send)
+            await _NO_KEY.response(scope["path"], {"www-authenticate": "Bearer"})(scope, receive, send)
 
     def _is_known(self, scope: Scope) -> bool:
         sent = _sent_keys(scope)

@@ -12,7 +12,7 @@ import msgspec
 
 from kvstet import __version__
 from kvstet.api.decoding import TokenText
-from kvstet.api.errors import ErrorAnswer
+from kvstet.api.envelopes import ErrorAnswer, openai_envelope
 from kvstet.api.generation import Generation, Piece
 from kvstet.api.job import Job
 from kvstet.api.openai.requests import GenerationFields
@@ -61,7 +61,7 @@ def head_of(id: str, fields: GenerationFields, services: Services) -> Head:
 
 def encode_error(answer: ErrorAnswer) -> bytes:
     """An error in the middle of a stream; the official SDKs raise on it."""
-    return b"data: " + encode(answer.envelope) + b"\n\n"
+    return b"data: " + encode(openai_envelope(answer)) + b"\n\n"
 
 
 class Chunks:

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from kvstet.api.body import decode, in_worker, read_body
-from kvstet.api.errors import json_response
+from kvstet.api.envelopes import json_response
 from kvstet.api.exchange import exchange_of
 from kvstet.api.hangup import until_hangup
 from kvstet.api.job import Terms, chat_job, text_job

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from kvstet.api.body import decode, in_worker, read_body
-from kvstet.api.errors import json_response
+from kvstet.api.envelopes import json_response
 from kvstet.api.job import render
 from kvstet.api.openai.prompts import conversation_of, detokenize
 from kvstet.api.openai.requests import DetokenizeRequest, TemplateRequest, TokenizeRequest
