@@ -30,7 +30,7 @@ def setup(target: Target) -> Setup:
         arguments=(
             *("--model", model, "--weak-model", model, "--editor-model", model),
             *("--openai-api-base", target.openai_url),
-            # Variables of an .env file in the project stand over the environment's; the file named here stands over both.
+            # An .env file in the project stands over the environment, and the file named here over both.
             *("--env-file", f"{FOLDER}/env", "--model-metadata-file", f"{FOLDER}/metadata.json"),
             *("--timeout", str(PATIENCE_MILLISECONDS // 1000)),
             *("--map-refresh", "files"),

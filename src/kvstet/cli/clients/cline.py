@@ -38,7 +38,10 @@ def setup(target: Target) -> Setup:
         },
         arguments=("-P", PROVIDER, "-m", target.model),
         # Cline looks for models.json beside the file of providers.
-        files={"providers.json": json.dumps(providers, indent=2) + "\n", "models.json": json.dumps(models, indent=2) + "\n"},
+        files={
+            "providers.json": json.dumps(providers, indent=2) + "\n",
+            "models.json": json.dumps(models, indent=2) + "\n",
+        },
     )
 
 
