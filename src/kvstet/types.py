@@ -116,6 +116,12 @@ class Prompt:
     tokens: Tokens
     spans: tuple[MessageSpan, ...]
     text: str = field(repr=False, default="")
+    opening: str = ""
+    """The end of ``text`` that opens a reply, the generation prompt; empty where there is none."""
+    num_echoed_messages: int = 0
+    """Replies of the model that stand there as it generated them, token by token."""
+    masked: tuple[str, ...] = ()
+    """Names of what was sent and is kept from the model."""
 
     @property
     def cuts(self) -> tuple[int, ...]:

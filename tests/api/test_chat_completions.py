@@ -118,6 +118,8 @@ def test_every_answer_says_what_it_cost(site: Site):
         "shifted": 0,
         "computed": NUM_PROMPT - 10,
         "known": 18,
+        "echoed": 0,
+        "masked": [],
         "queue_seconds": 0.001,
         "load_seconds": 0.002,
         "compute_seconds": 0.5,

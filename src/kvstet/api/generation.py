@@ -6,18 +6,22 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from kvstet.api.decoding import TextStream, TokenText
 from kvstet.api.feed import Arrival, Feed
 from kvstet.api.ports import ReplyParser
-from kvstet.chat.deltas import Delta
+from kvstet.chat.deltas import Delta, ParsedReply, message_of
 from kvstet.engine.client import EngineClient
 from kvstet.engine.messages import Event, Finished, Generate, Started, Token
 from kvstet.errors import EngineCrashed, ShuttingDown
 from kvstet.types import Reuse
 
 EndReason = Literal["stop", "length"]
+
+
+class OnEnd(Protocol):
+    def __call__(self, tokens: Sequence[int], reply: ParsedReply, *, has_ended: bool) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,13 @@ class Account:
 class Reply:
     """The state of one choice."""
 
-    def __init__(self, choice: int, new_text: Callable[[], TextStream], new_parser: Callable[[], ReplyParser]) -> None:
+    def __init__(
+        self,
+        choice: int,
+        new_text: Callable[[], TextStream],
+        new_parser: Callable[[], ReplyParser],
+        on_end: OnEnd | None = None,
+    ) -> None:
         self.end: EndReason | None = None
         self.tokens: list[int] = []
         """All that was generated, also what a stop string cut off."""
@@ -58,6 +68,9 @@ class Reply:
         self._text = new_text()
         self._new_parser = new_parser
         self._parser = new_parser()
+        self._on_end = on_end
+        self._deltas: list[Delta] = []
+        """Kept for ``on_end``."""
         self._is_anew = False
         self._started: Started | None = None
         self._finished: Finished | None = None
@@ -97,6 +110,10 @@ class Reply:
         deltas = self._parser.feed(news.text) if news.text else []
         if self.end is not None:
             deltas += self._parser.flush()
+        if self._on_end is not None:
+            self._deltas += deltas
+            if self._finished is not None:
+                self._on_end(self.tokens, message_of(self._deltas), has_ended=self._finished.reason == "stop")
         is_anew, self._is_anew = self._is_anew, False
         return Piece(self._choice, tuple(deltas), news.tokens, self.end, self._text.stop_string, is_anew)
 
@@ -121,6 +138,7 @@ class Reply:
             self.tokens = []
             self._text = self._new_text()
             self._parser = self._new_parser()
+            self._deltas = []
             self._is_anew = True
 
     def _note_token(self, token: int) -> None:
@@ -141,10 +159,12 @@ class Generation:
         new_parser: Callable[[], ReplyParser],
         *,
         on_first_token: Callable[[], None],
+        on_end: OnEnd | None = None,
     ) -> None:
+        """``on_end`` gets each reply that came to its end, unless a stop string cut it short."""
         self._engine = engine
         self._requests = requests
-        self._replies = [Reply(choice, new_text, new_parser) for choice in range(len(requests))]
+        self._replies = [Reply(choice, new_text, new_parser, on_end) for choice in range(len(requests))]
         self._on_first_token = on_first_token
         self._has_tokens = False
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from kvstet.api.decoding import TextStream
-from kvstet.api.generation import Generation
+from kvstet.api.generation import Generation, OnEnd
 from kvstet.api.ports import Message, Renderer, ReplyParser, Services
 from kvstet.chat.plain import PlainParser
 from kvstet.engine.messages import Generate
@@ -41,6 +41,9 @@ class Conversation:
 
     messages: list[Message]
     tools: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    deferred_tools: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """Tools that are not in the prompt's head. The messages tell of those that may be called, and the reply may call
+    them."""
     calls_tools: bool = True
     """False: the tools stand in the prompt, as ever, but the reply is to call none."""
     adds_generation_prompt: bool = True
@@ -58,17 +61,25 @@ class Job:
     requests: tuple[Generate, ...]
     new_text: Callable[[], TextStream]
     new_parser: Callable[[], ReplyParser]
+    on_end: OnEnd | None = None
 
     def start(self, services: Services, *, on_first_token: Callable[[], None]) -> Generation:
         """Nothing is asked of the engine before the first piece is awaited."""
-        return Generation(services.engine, self.requests, self.new_text, self.new_parser, on_first_token=on_first_token)
+        return Generation(
+            services.engine,
+            self.requests,
+            self.new_text,
+            self.new_parser,
+            on_first_token=on_first_token,
+            on_end=self.on_end,
+        )
 
 
 def chat_job(services: Services, id: str, conversation: Conversation, terms: Terms, *, prompt_field: str) -> Job:
     """Raises a RequestError for what could not be served; ``prompt_field`` is where the messages came from."""
     prompt = render(services.renderer, conversation)
-    tools = conversation.tools if conversation.calls_tools else []
-    return _make_job(
+    tools = [*conversation.tools, *conversation.deferred_tools] if conversation.calls_tools else []
+    job = _make_job(
         services,
         id,
         [prompt],
@@ -77,6 +88,7 @@ def chat_job(services: Services, id: str, conversation: Conversation, terms: Ter
         new_text=partial(TextStream, services.tokenizer, terms.stops, services.renderer.shown_tokens),
         new_parser=partial(services.renderer.parser, prompt, tools),
     )
+    return replace(job, on_end=partial(services.renderer.remember, prompt) if terms.uses_cache else None)
 
 
 def text_job(services: Services, id: str, prompts: Sequence[Prompt], terms: Terms, *, prompt_field: str) -> Job:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from kvstet.api.metrics import Metrics
-from kvstet.chat.deltas import Delta
+from kvstet.chat.deltas import Delta, ParsedReply
 from kvstet.config import ServerOptions
 from kvstet.engine.client import EngineClient
 from kvstet.types import Prompt, Tokenizer
@@ -52,6 +52,10 @@ class Renderer(Protocol):
 
     def raw(self, text: str) -> Prompt:
         """Text that is a prompt already."""
+        ...
+
+    def remember(self, prompt: Prompt, tokens: Sequence[int], reply: ParsedReply, *, has_ended: bool) -> None:
+        """A reply is complete; ``has_ended``: its last token is the one that ended it. Never raises."""
         ...
 
     def parser(self, prompt: Prompt, tools: Sequence[dict[str, Any]]) -> ReplyParser:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kvstet.api.generation import Account, Generation
+from kvstet.api.generation import Generation
 from kvstet.api.job import Job
 from kvstet.edits.verdict import Verdict, refused, verdict
-from kvstet.types import Fidelity, MessageSpan, Reuse
+from kvstet.types import Fidelity, Prompt, Reuse
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,8 @@ class Report:
     num_new_tokens: int
     verdict: Verdict
     """Of the first prompt."""
+    prompt: Prompt
+    """The first."""
 
     @property
     def fidelity(self) -> Fidelity:
@@ -63,6 +65,8 @@ class Report:
             "compute_seconds": self.compute_seconds,
             "decode_seconds": self.decode_seconds,
             "fidelity": self.fidelity,
+            "echoed": self.prompt.num_echoed_messages,
+            "masked": list(self.prompt.masked),
             "verdict": self.verdict.sentence,
         }
 
@@ -70,22 +74,17 @@ class Report:
 def report_of(job: Job, generation: Generation) -> Report:
     """What a job's generation, which is over, has cost."""
     terms = job.terms
-    return report(generation.accounts, terms.num_choices, job.prompts[0].spans, uses_cache=terms.uses_cache)
-
-
-def report(
-    accounts: Sequence[Account], num_choices: int, spans: tuple[MessageSpan, ...], *, uses_cache: bool = True
-) -> Report:
-    """``accounts`` hold ``num_choices`` for each prompt, in order; ``spans`` are the first prompt's."""
-    leads = accounts[::num_choices]
+    leads = generation.accounts[:: terms.num_choices]
+    prompt = job.prompts[0]
     return Report(
         reuse=_total([lead.reuse for lead in leads]),
         queue_seconds=max(lead.queue_seconds for lead in leads),
         load_seconds=sum(lead.load_seconds for lead in leads),
         compute_seconds=sum(lead.compute_seconds for lead in leads),
-        decode_seconds=max(account.decode_seconds for account in accounts),
-        num_new_tokens=sum(account.num_new_tokens for account in accounts),
-        verdict=verdict(leads[0].reuse, spans) if uses_cache else refused(leads[0].reuse),
+        decode_seconds=max(account.decode_seconds for account in generation.accounts),
+        num_new_tokens=sum(account.num_new_tokens for account in generation.accounts),
+        verdict=verdict(leads[0].reuse, prompt.spans) if terms.uses_cache else refused(leads[0].reuse),
+        prompt=prompt,
     )
 
 

@@ -10,13 +10,18 @@ from functools import cached_property
 from typing import Literal
 
 from kvstet.chat.builtin import FALLBACK, builtin_template, knows_tools
+from kvstet.chat.deltas import ParsedReply
+from kvstet.chat.echo import Echoed, as_tokens, digest_of, echo
 from kvstet.chat.fit import Fitted, fit
+from kvstet.chat.ledger import Ledger, Said, meaning_of
 from kvstet.chat.lru import Lru
-from kvstet.chat.marks import Mark
+from kvstet.chat.marks import Mark, Rendered
+from kvstet.chat.masks import mask
 from kvstet.chat.messages import Message, normalise
 from kvstet.chat.plain import PlainParser
 from kvstet.chat.segments import DEFAULT_CACHE_BYTES, Encoded, SegmentTokenizer
 from kvstet.chat.template import ChatTemplate
+from kvstet.chat.tools import canonical
 from kvstet.chat.traits import Traits, traits_of
 from kvstet.types import MessageSpan, Prompt, Tokenizer
 
@@ -47,12 +52,20 @@ class Renderer:
         template: str,
         tokenizer: Tokenizer,
         *,
+        ledger: Ledger | None = None,
+        masks: bool = True,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         clock: Callable[[], datetime] = datetime.now,
     ) -> None:
-        """``template`` is the source. TemplateError where its syntax is wrong."""
+        """``template`` is the source. TemplateError where its syntax is wrong.
+
+        With a ``ledger``, the model's own replies are put back as it generated them (`kvstet.chat.echo`); ``masks``
+        keeps from the model what would change the prompt's beginning and says nothing to it (`kvstet.chat.masks`).
+        """
+        self._ledger = ledger
+        self._masks = masks
         self._bos = tokenizer.token_text("bos")
-        eos = tokenizer.token_text("eos")
+        self._eos = eos = tokenizer.token_text("eos")
         needs_other = not knows_tools(template) and "<|im_start|>" in template
         tools_template = builtin_template(FALLBACK) if needs_other else template
         self._page = _Page(ChatTemplate(template, bos=self._bos, eos=eos))
@@ -98,6 +111,8 @@ class Renderer:
         InvalidRequest: a message that cannot be used. TemplateError: the template refused the conversation.
         """
         clean = normalise(messages)
+        masked = mask(clean) if self._masks else ()
+        tools = [canonical(tool) for tool in tools or ()]
         page = self._tools_page if tools or _use_tools(clean) else self._page
         fitted = fit(clean, tools or (), page.traits)
         rendered = page.template.render(
@@ -107,10 +122,34 @@ class Renderer:
             now=conversation_started or self._start_of(clean),
             extra=extra,
         )
-        text = _encodable(rendered.text)
+        echoed = self._echoed(Rendered(_encodable(rendered.text), rendered.marks), fitted, clean)
+        text = "".join(part if isinstance(part, str) else part.text for part in echoed.parts)
         has_bos = bool(self._bos) and text.startswith(self._bos)
-        encoded = self._segments.encode(text, add_special=not has_bos, hints=[mark.start for mark in rendered.marks])
-        return Prompt(encoded.tokens, _spans(encoded, rendered.marks, fitted, clean), text)
+        hints = [mark.start for mark in echoed.marks]
+        encoded = self._segments.encode_parts(echoed.parts, add_special=not has_bos, hints=hints)
+        return Prompt(
+            encoded.tokens,
+            _spans(encoded, echoed.marks, fitted, clean),
+            text,
+            opening=text[echoed.marks[-1].start :] if echoed.marks and add_generation_prompt else "",
+            num_echoed_messages=echoed.num_messages,
+            masked=masked,
+        )
+
+    def remember(self, prompt: Prompt, tokens: Sequence[int], reply: ParsedReply, *, has_ended: bool) -> None:
+        """Keep what was generated for a prompt; ``has_ended``: its last token is the one that ended it."""
+        if self._ledger is None or not prompt.opening:
+            return
+        said, end = (tokens[:-1], self._segments.segment_of(as_tokens(tokens[-1:])).text) if has_ended else (tokens, "")
+        self._ledger.remember(
+            meaning_of(reply), Said(digest_of(prompt.text), prompt.opening, as_tokens(said), end or self._eos)
+        )
+
+    def _echoed(self, rendered: Rendered, fitted: Fitted, messages: Sequence[Message]) -> Echoed:
+        if self._ledger is None:
+            return Echoed([rendered.text], rendered.marks)
+        sources = [messages[origin] for origin in fitted.origins]
+        return echo(rendered, sources, self._ledger, self._segments)
 
     def raw(self, text: str) -> Prompt:
         """Prompt of a bare text: one span, with the special tokens that the model wants around a text."""

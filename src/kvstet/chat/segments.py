@@ -140,14 +140,34 @@ class SegmentTokenizer:
 
     def encode(self, text: str, *, add_special: bool, hints: Iterable[int] = ()) -> Encoded:
         """Tokens of the text; ``hints`` are characters at which a special token may begin."""
+        return self.encode_parts([text], add_special=add_special, hints=hints)
+
+    def encode_parts(self, parts: Sequence[str | Segment], *, add_special: bool, hints: Iterable[int] = ()) -> Encoded:
+        """As `encode`, of texts between segments whose tokens are known; ``hints`` count from the start of all."""
         frame = self._frame if add_special else _Frame(_NO_TOKENS, _NO_TOKENS)
         if frame is None:
-            return self._encode_whole(text)
-        cuts = [0, *self._cuts(text, hints), len(text)]
-        segments = [self._segment(text[start:stop]) for start, stop in pairwise(cuts)]
+            return self._encode_whole("".join(part if isinstance(part, str) else part.text for part in parts))
+        segments: list[Segment] = []
+        start = 0
+        hints = list(hints)
+        for part in parts:
+            if isinstance(part, str):
+                own = [hint - start for hint in hints if start < hint < start + len(part)]
+                cuts = [0, *self._cuts(part, own), len(part)]
+                segments += [self._segment(part[i:j]) for i, j in pairwise(cuts)]
+                start += len(part)
+            else:
+                segments.append(part)
+                start += len(part.text)
+        char_starts = accumulate((len(segment.text) for segment in segments), initial=0)
         tokens = np.concatenate([frame.before, *(segment.tokens for segment in segments), frame.after])
         token_starts = accumulate((len(segment.tokens) for segment in segments), initial=len(frame.before))
-        return Encoded(tokens, tuple(segments), tuple(cuts[:-1]), tuple(token_starts)[:-1])
+        return Encoded(tokens, tuple(segments), tuple(char_starts)[:-1], tuple(token_starts)[:-1])
+
+    def segment_of(self, tokens: Tokens) -> Segment:
+        """Tokens that are known, as a segment; what is no text in them stands there as U+FFFD."""
+        pieces = b"".join(map(self._piece, tokens.tolist()))
+        return Segment(pieces.decode(errors="replace"), tokens, self._piece)
 
     def _encode_whole(self, text: str) -> Encoded:
         tokens = self._tokenizer.tokenize(text, add_special=True, parse_special=True)

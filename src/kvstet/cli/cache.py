@@ -19,6 +19,7 @@ from kvstet.cache.disk.index import ModelEntry
 from kvstet.cache.disk.store import DiskStore, blob_files, damage, index_bytes, is_cache_folder
 from kvstet.cache.inventory import Inventory
 from kvstet.cache.tree import Node
+from kvstet.chat import ledger
 from kvstet.cli import listing
 from kvstet.cli.console import stderr_console
 from kvstet.cli.listing import count_text, files_text, id_text, model_text, size_text
@@ -101,11 +102,12 @@ def rm(
 
 @app.command()
 def purge(cache_dir: Folder = DEFAULT_CACHE_FOLDER, yes: Yes = False) -> None:
-    """Delete everything: all state, the index, temporary files, notes of quarantine and measurements."""
+    """Delete everything: all state, the index, replies, temporary files, notes of quarantine and measurements."""
     with opened(cache_dir) as store:
         kept = files_text(sum(entry.num_blobs for entry in store.models()), store.used_bytes)
         confirm(f"Delete all that is kept in {store.folder} ({kept})?", yes=yes)
         store.purge(None)
+        ledger.purge(store.folder / ledger.FILE)
         console.print(f"Deleted {kept}.")
 
 
