@@ -245,3 +245,16 @@ def test_saved_state_that_there_is_no_memory_to_load_is_computed_again():
     h.ask("another", words(350, 8))
     h.ask("c", first + words(20, 2))
     assert h.reuse("c").num_loaded_tokens >= 200
+
+
+def test_a_forced_reply_is_said_and_then_gone_on_from():
+    h = Harness(ATTENTION)
+    prompt = words(50)
+    h.submit("a", prompt, forced=(7, 8, 9), new=5)
+    while not h.engine.is_idle:
+        h.step()
+    assert h.reply("a")[:3] == [7, 8, 9]
+    assert h.reply("a")[3] == int(h.model.expected_logits([*prompt, 7, 8, 9]).argmax())
+    del h.prompts["a"]  # It is not what the model would have said.
+    h.ask("b", prompt + h.reply("a"))
+    assert h.reuse("b").num_computed_tokens == 1

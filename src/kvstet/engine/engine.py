@@ -320,7 +320,8 @@ class Engine:
         assert job.sampler is not None and job.branch is not None
         logprobs = self._logprobs_source(job, row)
         try:
-            token = job.sampler.sample(row)
+            forced, num_said = job.request.forced, len(job.generated)
+            token = forced[num_said] if num_said < len(forced) else job.sampler.sample(row)
         except KvstetError as error:
             self._fail(job, error)
             return

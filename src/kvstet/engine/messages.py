@@ -33,6 +33,8 @@ class Generate:
     """What stands behind each of the cuts; empty: not known."""
     is_streamed: bool = True
     """False: the client sees nothing of the reply until all of it is there, so it may be begun anew after a crash."""
+    forced: tuple[int, ...] = ()
+    """For tests and replays: the reply begins with these tokens, whatever the model thinks of them."""
 
 
 @dataclass(frozen=True, slots=True)
