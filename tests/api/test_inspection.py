@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.api.harness import Site, running, tokens_of
+from tests.api.harness import TEMPLATE, Site, running, tokens_of
 
 from kvstet.engine.fake_client import ScriptedEngine
 
@@ -97,3 +97,13 @@ def test_health_follows_the_engine(site: Site, path: str):
     assert response.status_code == 503
     assert response.headers["retry-after"] == "1"
     assert response.json()["error"]["code"] == "engine_not_ready"
+
+
+def test_llama_servers_probes_are_answered(site: Site):
+    props = site.get("/props").json()
+    assert props["default_generation_settings"]["n_ctx"] == 4096
+    assert (props["total_slots"], props["model_alias"]) == (4, "tiny")
+    assert props["chat_template"] == TEMPLATE
+    slots = site.get("/slots").json()
+    assert [slot["id"] for slot in slots] == [0, 1, 2, 3]
+    assert not any(slot["is_processing"] for slot in slots)

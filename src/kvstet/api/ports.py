@@ -35,6 +35,11 @@ class Renderer(Protocol):
     """Makes prompts of conversations; called from several threads. `kvstet.chat.renderer.Renderer` is the real one."""
 
     @property
+    def template_source(self) -> str:
+        """The chat template."""
+        ...
+
+    @property
     def shown_tokens(self) -> Set[int]:
         """Control tokens that the parser of replies wants to see."""
         ...

@@ -158,6 +158,10 @@ class Renderer:
         return Prompt(tokens, (MessageSpan(0, len(tokens), None, "prompt"),), text)
 
     @property
+    def template_source(self) -> str:
+        return self._page.template.source
+
+    @property
     def shown_tokens(self) -> Set[int]:
         """Control tokens that the parser of replies wants to see."""
         return frozenset()

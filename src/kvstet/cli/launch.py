@@ -69,14 +69,14 @@ def launch(
     words = tuple(arguments or ())
     is_shown = print_only or not (client.executables or words)
     server = base_url(url)
-    served, remarks = asked(server, api_key, model, is_needed=not is_shown)
+    served, remarks = asked(server, api_key, model, is_needed=not print_only)
     target = Target(
         url=server,
         api_key=api_key,
         model=served.model,
         context_length=context or served.context_length or DEFAULT_CONTEXT_LENGTH,
     )
-    if context is None and served.context_length is None:
+    if not (context or served.context_length or remarks):
         remarks += (f"the server does not say how long its context is; {DEFAULT_CONTEXT_LENGTH:,} tokens are assumed",)
     remarks += small_context(client, target)
     plan = planned(client, target, words, remarks)
@@ -97,13 +97,13 @@ def known(name: str | None) -> Client:
 
 
 def asked(server: str, api_key: str, model: str | None, *, is_needed: bool) -> tuple[Served, tuple[str, ...]]:
-    """What the server says; where nothing is started, it need not be there, and a remark says so."""
+    """What the server says. Where it is not needed and does not answer as it should, a remark says so."""
     try:
         return ask(server, api_key, model), ()
     except CannotLaunch as error:
         if is_needed:
             raise
-        return Served(model or PLACEHOLDER_MODEL, None), (str(error),)
+        return Served(model or PLACEHOLDER_MODEL, None), (f"{error} What only it can say has placeholders below.",)
 
 
 def small_context(client: Client, target: Target) -> tuple[str, ...]:
@@ -134,7 +134,10 @@ def started(plan: Launch) -> int:
         what = plan.client.title if plan.client.executables else plan.command[0]
         line = f"{what} -> {plan.target.model} at {plan.target.url}"
         errors.print(f"[dim]kvstet: {escape(line)}[/dim]", highlight=False, soft_wrap=True)
-    return run([executable, *plan.command[1:]], plan.setup, os.environ)
+    try:
+        return run([executable, *plan.command[1:]], plan.setup, os.environ)
+    except OSError as error:
+        raise CannotLaunch(f"{executable} cannot be started: {error.strerror or error}.") from error
 
 
 def found(plan: Launch) -> str:

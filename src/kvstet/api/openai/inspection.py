@@ -9,6 +9,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from kvstet import __version__
 from kvstet.api.body import decode, in_worker, read_body
 from kvstet.api.envelopes import json_response
 from kvstet.api.job import render
@@ -32,6 +33,32 @@ class Inspection:
     async def model(self, request: Request) -> Response:
         """Any name is a model, as for completions."""
         return json_response(self._model(request.path_params["name"]))
+
+    async def props(self, request: Request) -> Response:
+        """As llama-server tells its clients what it serves."""
+        info = self._services.engine.info
+        return json_response(
+            {
+                "default_generation_settings": {"n_ctx": info.context_length},
+                "total_slots": info.parallel,
+                "model_alias": info.name,
+                "model_path": info.name,
+                "chat_template": self._services.renderer.template_source,
+                "modalities": {"vision": False, "audio": False},
+                "build_info": f"kvstet-{__version__}",
+                "is_sleeping": False,
+            }
+        )
+
+    async def slots(self, request: Request) -> Response:
+        """As many as requests may run; those that run come first, whoever they are."""
+        info, num_running = self._services.engine.info, self._services.engine.stats().num_running
+        return json_response(
+            [
+                {"id": slot, "n_ctx": info.context_length, "is_processing": slot < num_running}
+                for slot in range(info.parallel)
+            ]
+        )
 
     async def tokenize(self, request: Request) -> Response:
         body = await self._body(request)
