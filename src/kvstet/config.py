@@ -71,14 +71,35 @@ class EngineOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key that clients may send, and how much may be asked for with it. None: no limit."""
+
+    name: str
+    """What logs and metrics call it; the key itself stands in neither."""
+    secret: str = field(repr=False)
+    max_concurrent: int | None = None
+    """Requests under way at a time."""
+    requests_per_minute: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ServerOptions:
     """How the HTTP server listens and what it lets in."""
 
     host: str = "127.0.0.1"
     port: int = 8080
-    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    api_keys: tuple[ApiKey, ...] = ()
+    """Clients must send one of them; none: nothing is asked for."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Further names under which the server is reached; ``*``: any. See `kvstet.api.guards.HostGuard`."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins of web pages that may use the server from a browser; ``*``: all."""
     aliases: tuple[str, ...] = ()
     """Names the model answers to in `/v1/models`; any other name is served as well."""
     max_body_bytes: int = 64 * MIB
     chat_template: str | None = None
     """Name of a built-in template, a file, or the template itself; None: the model's own."""
+    echoes: bool = True
+    """Put the model's own replies back into prompts as it generated them."""
+    masks: bool = True
+    """Keep Claude Code's billing header from the model."""

@@ -86,6 +86,12 @@ class Sampling:
     logit_bias: tuple[tuple[int, float], ...] = ()
     grammar: str | None = None
     """GBNF text, its start rule named ``root``."""
+    grammar_triggers: tuple[str, ...] = ()
+    """The grammar binds behind the first of these that is generated; empty: from the start."""
+    grammar_pause: tuple[str, str] | None = None
+    """Between these, triggers are text like any other: where reasoning begins and ends."""
+    is_grammar_paused: bool = False
+    """The prompt has begun such a pause."""
 
 
 DEFAULT_SAMPLING = Sampling()

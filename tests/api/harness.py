@@ -51,6 +51,10 @@ def toy_grammar(schema: dict[str, Any]) -> str:
     return f"root ::= {sorted(schema)}"
 
 
+def toy_rules(schemas: Any) -> str:
+    return "".join(f"{name} ::= {sorted(schema)}\n" for name, schema in schemas.items())
+
+
 def eventually(condition: Callable[[], bool], seconds: float = 1.0) -> bool:
     """Whether the condition becomes true within ``seconds``."""
     deadline = time.monotonic() + seconds
@@ -110,7 +114,14 @@ class Site:
 @contextmanager
 def running(engine: ScriptedEngine, **options: Any) -> Generator[Site, None, None]:
     settings = ServerOptions(port=0, **options)
-    app = create_app(engine, Renderer(TEMPLATE, TOKENIZER), TOKENIZER, settings, schema_to_grammar=toy_grammar)
+    app = create_app(
+        engine,
+        Renderer(TEMPLATE, TOKENIZER),
+        TOKENIZER,
+        settings,
+        schema_to_grammar=toy_grammar,
+        schema_rules=toy_rules,
+    )
     server = Server(app, engine, drain_seconds=0.1)
     listener = listen(settings)
     # Small buffers on both sides, so that a client that does not read soon blocks the server.

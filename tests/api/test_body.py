@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from kvstet.api.body import decode, in_worker
+from kvstet.api.body import MAX_DEPTH, decode, in_worker
 from kvstet.errors import InvalidRequest
 
 
@@ -34,6 +34,24 @@ def test_the_message_and_the_param_name_the_place():
 def test_broken_json_tells_where_it_broke():
     with pytest.raises(InvalidRequest, match=r"not valid JSON in UTF-8: .*byte 9"):
         decode(b'{"text": oops}', Form)
+
+
+@pytest.mark.parametrize(("opening", "closing"), [('{"a":', "}"), ("[", "]"), ('[{"a":', "}]")])
+def test_a_body_has_so_many_levels_and_no_more(opening: str, closing: str):
+    def nested(num_levels: int) -> bytes:
+        # Three of them are the body's, the list's and its one item's.
+        times = (num_levels - 3) // len(closing)
+        return f'{{"items": [{{"x": {opening * times}"leaf"{closing * times}}}]}}'.encode()
+
+    most = MAX_DEPTH - (MAX_DEPTH - 3) % len(closing)
+    assert decode(nested(most), Form).items
+    for num_levels in (most + len(closing), 500, 5000):
+        with pytest.raises(InvalidRequest, match="more than 100 levels deep"):
+            decode(nested(num_levels), Form)
+
+
+def test_brackets_in_a_text_are_no_levels():
+    assert decode(b'{"text": "' + b"[" * 5000 + b'"}', Form).text == "[" * 5000
 
 
 @pytest.mark.parametrize(

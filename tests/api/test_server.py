@@ -7,7 +7,7 @@ import socket
 
 import httpx
 import pytest
-from tests.api.harness import TEMPLATE, TOKENIZER, reply, tokens_of, toy_grammar
+from tests.api.harness import TEMPLATE, TOKENIZER, reply, tokens_of, toy_grammar, toy_rules
 
 from kvstet.api import create_app, serve
 from kvstet.api.server import listen, url_of
@@ -21,7 +21,9 @@ USER = [{"role": "user", "content": "Hi"}]
 
 async def serving(engine: ScriptedEngine, drain_seconds: float = 10.0) -> tuple[asyncio.Task[None], str]:
     """A task that serves, and where."""
-    app = create_app(engine, Renderer(TEMPLATE, TOKENIZER), TOKENIZER, OPTIONS, schema_to_grammar=toy_grammar)
+    app = create_app(
+        engine, Renderer(TEMPLATE, TOKENIZER), TOKENIZER, OPTIONS, schema_to_grammar=toy_grammar, schema_rules=toy_rules
+    )
     urls: asyncio.Queue[str] = asyncio.Queue()
     task = asyncio.create_task(serve(app, engine, OPTIONS, drain_seconds=drain_seconds, on_listening=urls.put_nowait))
     return task, await urls.get()

@@ -13,13 +13,17 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from kvstet import __version__
+from kvstet.api.access import Access
+from kvstet.api.anthropic.endpoints import Messages
 from kvstet.api.envelopes import ErrorAnswer, json_response
 from kvstet.api.exchange import ExchangeMiddleware, answer_error
-from kvstet.api.guards import HostGuard, KeyGuard
+from kvstet.api.guards import HostGuard, KeyGuard, PageGuard, cors
 from kvstet.api.metrics import Metrics
 from kvstet.api.openai.endpoints import Completions
 from kvstet.api.openai.inspection import Inspection
 from kvstet.api.ports import Renderer, SchemaToGrammar, Services
+from kvstet.api.responses.endpoints import Responses
+from kvstet.chat.reply.grammar import SchemaRules
 from kvstet.config import ServerOptions
 from kvstet.engine.client import EngineClient
 from kvstet.errors import KvstetError
@@ -43,16 +47,19 @@ def create_app(
     options: ServerOptions,
     *,
     schema_to_grammar: SchemaToGrammar,
+    schema_rules: SchemaRules,
 ) -> Starlette:
     """The server of one model. Asks nothing of the engine until the first request; closing it is the caller's."""
     metrics = Metrics(engine)
-    services = Services(engine, renderer, tokenizer, schema_to_grammar, options, metrics)
+    services = Services(engine, renderer, tokenizer, schema_to_grammar, schema_rules, options, metrics)
     app = Starlette(
         routes=_routes(services),
         middleware=[
+            *cors(options.cors_origins),
             Middleware(ExchangeMiddleware, metrics),
-            Middleware(HostGuard, options.host),
-            Middleware(KeyGuard, options.api_keys),
+            Middleware(HostGuard, options.host, options.allowed_hosts),
+            Middleware(PageGuard, options.cors_origins),
+            Middleware(KeyGuard, Access(options.api_keys), metrics),
         ],
         exception_handlers={KvstetError: answer_error, HTTPException: answer_error},
     )
@@ -62,6 +69,7 @@ def create_app(
 
 def _routes(services: Services) -> list[Route]:
     completions, inspection, status = Completions(services), Inspection(services), Status(services)
+    messages, responses = Messages(services), Responses(services)
     return [
         Route("/", status.index),
         *_both("/health", "GET", status.health),
@@ -70,6 +78,14 @@ def _routes(services: Services) -> list[Route]:
         *_both("/models/{name:path}", "GET", inspection.model),
         *_both("/chat/completions", "POST", completions.chat),
         *_both("/completions", "POST", completions.text),
+        *_both("/responses", "POST", responses.create),
+        *_both("/responses/{id}", "GET", responses.retrieve),
+        *_both("/responses/{id}", "DELETE", responses.delete),
+        *_both("/responses/{id}/input_items", "GET", responses.input_items),
+        Route("/v1/messages", messages.messages, methods=["POST"]),
+        Route("/v1/messages/count_tokens", messages.count_tokens, methods=["POST"]),
+        Route("/props", inspection.props),
+        Route("/slots", inspection.slots),
         Route("/tokenize", inspection.tokenize, methods=["POST"]),
         Route("/detokenize", inspection.detokenize, methods=["POST"]),
         Route("/apply-template", inspection.apply_template, methods=["POST"]),

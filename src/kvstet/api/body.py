@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterable
+from typing import TypeVar, cast
 
 import anyio
 import anyio.to_thread
@@ -24,7 +24,13 @@ _INLINE_BYTES = 16 * 1024
 _LINGER_SECONDS = 1.0
 """How long the rest of a body that is too large is read and dropped."""
 
+MAX_DEPTH = 100
+"""Most levels of objects and arrays in a body. Templates, schemas and JSON are recursive all the way down, and Python
+has room for about a thousand calls; what clients mean has a dozen levels."""
+
 _PATH = re.compile(r" - at `\$\.?(.*)`$")
+
+_LEAVES = frozenset({str, int, float, bool, type(None)})
 
 _ESCAPE = re.compile(rb"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL)
 """One JSON escape; group 1 is half of a surrogate pair without the other half."""
@@ -58,13 +64,44 @@ async def in_worker(num_bytes: int, function: Callable[[], T]) -> T:
 def decode(body: bytes, kind: type[T]) -> T:
     """The body as a ``kind``. InvalidRequest: it is not JSON, or a field is absurd; ``param`` names the field."""
     try:
-        return _decode(body, kind)
+        decoded = _decode(body, kind)
     except msgspec.ValidationError as error:
         raise _invalid_field(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"The body is not valid JSON in UTF-8: {error}.") from None
     except RecursionError:
-        raise InvalidRequest("The body is nested too deeply.") from None
+        raise _too_deep() from None
+    _check_depth(decoded)
+    return decoded
+
+
+def _check_depth(decoded: object) -> None:
+    """InvalidRequest for more than `MAX_DEPTH` levels. Fields that nobody reads are not there any more.
+
+    Goes down level by level: a walk in one call, whose cost is small beside decoding.
+    """
+    level: list[object] = [decoded]
+    for _ in range(MAX_DEPTH):
+        level = [child for parent in level for child in _children(parent) if type(child) not in _LEAVES]
+        if not level:
+            return
+    raise _too_deep()
+
+
+def _children(container: object) -> Iterable[object]:
+    match container:
+        case dict():
+            return cast("dict[str, object]", container).values()
+        case list() | tuple():
+            return cast("Iterable[object]", container)
+        case msgspec.Struct():
+            return msgspec.structs.astuple(container)
+        case _:
+            return ()
+
+
+def _too_deep() -> InvalidRequest:
+    return InvalidRequest(f"The body is nested more than {MAX_DEPTH} levels deep.")
 
 
 def _decode(body: bytes, kind: type[T]) -> T:

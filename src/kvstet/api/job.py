@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,9 +12,12 @@ from kvstet.api.decoding import TextStream
 from kvstet.api.generation import Generation, OnEnd
 from kvstet.api.ports import Message, Renderer, ReplyParser, Services
 from kvstet.chat.plain import PlainParser
+from kvstet.chat.reply.grammar import ANY_CALL, CallDemand
 from kvstet.engine.messages import Generate
-from kvstet.errors import ContextOverflow, InvalidRequest, TemplateError
+from kvstet.errors import ContextOverflow, GrammarError, InvalidRequest, TemplateError
 from kvstet.types import DEFAULT_SAMPLING, Prompt, RequestId, Sampling
+
+logger = logging.getLogger("kvstet.api")
 
 _MAX_CHOICES = 64
 _NUM_SEEDS = 2**32 - 1
@@ -46,6 +50,8 @@ class Conversation:
     them."""
     calls_tools: bool = True
     """False: the tools stand in the prompt, as ever, but the reply is to call none."""
+    demand: CallDemand = ANY_CALL
+    """Which tools are to be called, where any may be."""
     adds_generation_prompt: bool = True
     variables: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Of the template."""
@@ -79,6 +85,7 @@ def chat_job(services: Services, id: str, conversation: Conversation, terms: Ter
     """Raises a RequestError for what could not be served; ``prompt_field`` is where the messages came from."""
     prompt = render(services.renderer, conversation)
     tools = [*conversation.tools, *conversation.deferred_tools] if conversation.calls_tools else []
+    terms = _held_to_tools(services, prompt, tools, conversation.demand, terms)
     job = _make_job(
         services,
         id,
@@ -108,6 +115,31 @@ def render(renderer: Renderer, conversation: Conversation) -> Prompt:
         )
     except RecursionError:
         raise TemplateError("The messages or tools are nested too deeply.", param="messages") from None
+
+
+def _held_to_tools(
+    services: Services, prompt: Prompt, tools: list[dict[str, Any]], demand: CallDemand, terms: Terms
+) -> Terms:
+    """With a grammar for the calls, unless the reply has one already. Raises GrammarError where a call is required."""
+    if not tools or terms.sampling.grammar is not None:
+        return terms
+    try:
+        grammar = services.renderer.call_grammar(prompt, tools, services.schema_rules, demand)
+    except GrammarError as error:
+        if demand.is_required:
+            raise
+        logger.debug("The tools have no grammar: %s", type(error).__name__)
+        grammar = None
+    if grammar is None:
+        return terms
+    sampling = replace(
+        terms.sampling,
+        grammar=grammar.text,
+        grammar_triggers=grammar.triggers,
+        grammar_pause=grammar.pause,
+        is_grammar_paused=grammar.is_paused,
+    )
+    return replace(terms, sampling=sampling)
 
 
 def _make_job(

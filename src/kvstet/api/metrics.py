@@ -13,6 +13,8 @@ from kvstet.engine.client import EngineClient
 from kvstet.engine.messages import Stats
 
 Outcome = Literal["ok", "client_error", "server_error", "disconnected"]
+Admission = Literal["admitted", "concurrency", "rate"]
+"""Whether a key's request was let in, or which of the key's limits kept it out."""
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500)
 
@@ -51,6 +53,12 @@ class Metrics:
             buckets=_SECONDS,
             registry=self._registry,
         )
+        self._key_requests = Counter(
+            "kvstet_key_requests",
+            "Requests by the name of their API key, and whether its limits let them in.",
+            ["key", "admission"],
+            registry=self._registry,
+        )
         self._first_token_seconds = Histogram(
             "kvstet_first_token_seconds",
             "Time from request to its first token, waiting included.",
@@ -62,6 +70,9 @@ class Metrics:
     def observe_request(self, route: str, outcome: Outcome, seconds: float) -> None:
         self._requests.labels(route, outcome).inc()
         self._request_seconds.labels(route).observe(seconds)
+
+    def observe_key(self, name: str, admission: Admission) -> None:
+        self._key_requests.labels(name, admission).inc()
 
     def observe_first_token(self, seconds: float) -> None:
         self._first_token_seconds.observe(seconds)

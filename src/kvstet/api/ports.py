@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from kvstet.api.metrics import Metrics
 from kvstet.chat.deltas import Delta, ParsedReply
+from kvstet.chat.reply.grammar import CallDemand, CallGrammar, SchemaRules
 from kvstet.config import ServerOptions
 from kvstet.engine.client import EngineClient
 from kvstet.types import Prompt, Tokenizer
@@ -63,6 +64,12 @@ class Renderer(Protocol):
         """A reply is complete; ``has_ended``: its last token is the one that ended it. Never raises."""
         ...
 
+    def call_grammar(
+        self, prompt: Prompt, tools: Sequence[dict[str, Any]], to_rules: SchemaRules, demand: CallDemand
+    ) -> CallGrammar | None:
+        """What holds a reply to the tools; None: it cannot be held. Raises GrammarError, InvalidRequest."""
+        ...
+
     def parser(self, prompt: Prompt, tools: Sequence[dict[str, Any]]) -> ReplyParser:
         """For one reply to a rendered prompt."""
         ...
@@ -76,6 +83,7 @@ class Services:
     renderer: Renderer
     tokenizer: Tokenizer
     schema_to_grammar: SchemaToGrammar
+    schema_rules: SchemaRules
     options: ServerOptions
     metrics: Metrics
 

@@ -19,7 +19,8 @@ from kvstet.api.hangup import cancel_all, until_hangup
 PING_SECONDS = 15.0
 """Proxies give up on connections that are silent for 30 to 60 seconds; a long prompt takes longer."""
 
-_PING = b": ping\n\n"
+COMMENT = b": ping\n\n"
+"""What clients of any dialect skip."""
 
 _HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
@@ -29,7 +30,7 @@ _HEADERS = {
 
 
 class EventStream(Response):
-    """Sends encoded events as they come, comments while none come, and stops when the client hangs up.
+    """Sends encoded events as they come, pings while none come, and stops when the client hangs up.
 
     The response begins with the first event or ping. What the source raises before that is raised here; later it is
     sent as the event that ``encode_error`` makes of it, and ends the stream.
@@ -40,6 +41,7 @@ class EventStream(Response):
         source: AsyncGenerator[bytes, None],
         *,
         encode_error: Callable[[Exception], bytes],
+        ping: bytes = COMMENT,
         ping_seconds: float = PING_SECONDS,
     ) -> None:
         self.status_code = 200
@@ -47,6 +49,7 @@ class EventStream(Response):
         self.init_headers(_HEADERS)
         self._source = source
         self._encode_error = encode_error
+        self._ping_data = ping
         self._ping_seconds = ping_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,7 +72,7 @@ class EventStream(Response):
     async def _ping(self, wire: _Wire) -> None:
         while True:
             await asyncio.sleep(self._ping_seconds)
-            await wire.write(_PING)
+            await wire.write(self._ping_data)
 
 
 class _Wire:

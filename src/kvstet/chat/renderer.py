@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence, Set
 from datetime import datetime
 from functools import cached_property
-from typing import Literal
+from typing import Literal, cast
 
 from kvstet.chat.builtin import FALLBACK, builtin_template, knows_tools
 from kvstet.chat.deltas import ParsedReply
@@ -18,14 +19,20 @@ from kvstet.chat.lru import Lru
 from kvstet.chat.marks import Mark, Rendered
 from kvstet.chat.masks import mask
 from kvstet.chat.messages import Message, normalise
-from kvstet.chat.plain import PlainParser
+from kvstet.chat.reply.format import ReplyFormat, format_of
+from kvstet.chat.reply.grammar import CallDemand, CallGrammar, SchemaRules
+from kvstet.chat.reply.parser import ReplyParser
 from kvstet.chat.segments import DEFAULT_CACHE_BYTES, Encoded, SegmentTokenizer
 from kvstet.chat.template import ChatTemplate
 from kvstet.chat.tools import canonical
 from kvstet.chat.traits import Traits, traits_of
+from kvstet.errors import InvalidRequest
 from kvstet.types import MessageSpan, Prompt, Tokenizer
 
 _MAX_CONVERSATIONS = 4096
+_MAX_GRAMMARS = 64
+_END_CHARACTERS = 200
+"""Of a prompt: enough to tell what the reply begins in the middle of."""
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -38,6 +45,10 @@ class _Page:
     @cached_property
     def traits(self) -> Traits:
         return traits_of(self.template)
+
+    @cached_property
+    def reply_format(self) -> ReplyFormat:
+        return format_of(self.template)
 
 
 class Renderer:
@@ -71,6 +82,8 @@ class Renderer:
         self._page = _Page(ChatTemplate(template, bos=self._bos, eos=eos))
         self._tools_page = _Page(ChatTemplate(tools_template, bos=self._bos, eos=eos)) if needs_other else self._page
         self._segments = SegmentTokenizer(tokenizer, {template, tools_template}, cache_bytes=cache_bytes)
+        self._special_tokens = tokenizer.special_tokens
+        self._grammars: Lru[str, CallGrammar | None] = Lru(_MAX_GRAMMARS)
         self._started: Lru[bytes, datetime] = Lru(_MAX_CONVERSATIONS)
         self._clock = clock
 
@@ -164,11 +177,34 @@ class Renderer:
     @property
     def shown_tokens(self) -> Set[int]:
         """Control tokens that the parser of replies wants to see."""
-        return frozenset()
+        return self._shown_tokens
 
-    def parser(self, prompt: Prompt, tools: Sequence[Mapping[str, object]]) -> PlainParser:
-        """For one reply to a rendered prompt."""
-        return PlainParser()
+    @cached_property
+    def _shown_tokens(self) -> Set[int]:
+        texts = {text for page in (self._page, self._tools_page) for text in page.reply_format.markers}
+        return {token for special, token in self._special_tokens.items() if any(special in text for text in texts)}
+
+    def parser(self, prompt: Prompt, tools: Sequence[Mapping[str, object]]) -> ReplyParser:
+        """For one reply to a rendered prompt, which may call these tools and no others."""
+        return self._format(tools).parser(tools=tools, prompt_end=prompt.text[-_END_CHARACTERS:])
+
+    def call_grammar(
+        self, prompt: Prompt, tools: Sequence[Mapping[str, object]], to_rules: SchemaRules, demand: CallDemand
+    ) -> CallGrammar | None:
+        """What holds the reply to the tools; None: this format has no grammar. Raises GrammarError."""
+        wanted = [tool for tool in tools if demand.name in (None, _name_of(tool))]
+        if not wanted:
+            raise InvalidRequest(f"There is no tool named {demand.name!r}.", param="tool_choice")
+        end = prompt.text[-_END_CHARACTERS:]
+        form = self._format(tools)
+        in_reasoning = form.reasons_behind(end)
+        key = json.dumps([wanted, demand.is_required, demand.is_parallel, in_reasoning])
+        return self._grammars.get_or_make(
+            key, lambda: form.grammar(wanted, to_rules, demand, in_reasoning=in_reasoning)
+        )
+
+    def _format(self, tools: Sequence[Mapping[str, object]]) -> ReplyFormat:
+        return (self._tools_page if tools else self._page).reply_format
 
     def _start_of(self, messages: Sequence[Message]) -> datetime:
         first = {str(message["role"]): str(message["content"]) for message in reversed(messages)}
@@ -176,6 +212,10 @@ class Renderer:
         for role in ("system", "developer", "user"):
             digest.update(f"{role}:{len(first.get(role, ''))}:{first.get(role, '')}".encode(errors="surrogatepass"))
         return self._started.get_or_make(digest.digest(), self._clock)
+
+
+def _name_of(tool: Mapping[str, object]) -> object:
+    return cast("Mapping[str, object]", tool.get("function", {})).get("name")
 
 
 def _encodable(text: str) -> str:

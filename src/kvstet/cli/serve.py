@@ -10,6 +10,9 @@ import platformdirs
 import typer
 
 from kvstet.api import server as http
+from kvstet.api.access import gather_keys
+from kvstet.api.guards import host_name, origin
+from kvstet.cli.clients.client import KEY_VARIABLE
 from kvstet.cli.console import stderr_console
 from kvstet.cli.stack import Stack
 from kvstet.cli.startup import show_startup
@@ -21,13 +24,24 @@ console = stderr_console()
 
 DEFAULT_CACHE_FOLDER = platformdirs.user_cache_path("kvstet") / "state"
 CACHE_FOLDER_VARIABLE = "KVSTET_CACHE_DIR"
+KEY_FILE_VARIABLE = "KVSTET_API_KEY_FILE"
 
-MODEL, CACHE, SERVER = "Model (names as in llama.cpp)", "Cache and scheduling", "Server"
+MODEL, CACHE, SERVER, ACCESS = "Model (names as in llama.cpp)", "Cache and scheduling", "Server", "Access"
 
 
-def option(*names: str, panel: str, text: str, at_least: float | None = None, at_most: float | None = None) -> object:
-    """A documented option in one of the help's panels; a value out of range is refused before anything is loaded."""
-    return typer.Option(*names, help=text, rich_help_panel=panel, min=at_least, max=at_most)
+def option(
+    *names: str,
+    panel: str,
+    text: str,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    variable: str | None = None,
+) -> object:
+    """A documented option in one of the help's panels; a value out of range is refused before anything is loaded.
+
+    ``variable`` is one of the environment that says the same.
+    """
+    return typer.Option(*names, help=text, rich_help_panel=panel, min=at_least, max=at_most, envvar=variable)
 
 
 def serve(
@@ -38,7 +52,20 @@ def serve(
         int, option("--port", panel=SERVER, text="Port; 0 takes a free one.", at_least=0, at_most=65535)
     ] = 8080,
     api_key: Annotated[
-        list[str] | None, option("--api-key", panel=SERVER, text="Key that clients must send; repeatable.")
+        list[str] | None,
+        option("--api-key", panel=ACCESS, text="Key that clients must send; repeatable.", variable=KEY_VARIABLE),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None,
+        option("--api-key-file", panel=ACCESS, text="Named keys, with limits: TOML.", variable=KEY_FILE_VARIABLE),
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        option("--allowed-host", panel=ACCESS, text="Further name of this server; repeatable. *: any."),
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        option("--cors-origin", panel=ACCESS, text="Web page that may use the server; repeatable. *: all."),
     ] = None,
     alias: Annotated[
         list[str] | None, option("-a", "--alias", panel=SERVER, text="Name in /v1/models; repeatable. Any is served.")
@@ -47,6 +74,12 @@ def serve(
     chat_template: Annotated[
         str | None, option("--chat-template", panel=SERVER, text="Built-in name or file, for the model's own.")
     ] = None,
+    exact_echo: Annotated[
+        bool, option("--exact-echo/--no-exact-echo", panel=SERVER, text="Put own replies back token by token.")
+    ] = True,
+    mask_billing: Annotated[
+        bool, option("--mask-billing/--no-mask-billing", panel=SERVER, text="Hide Claude Code's billing header.")
+    ] = True,
     cache_ram: Annotated[
         int, option("-cram", "--cache-ram", panel=CACHE, text="RAM for saved state, MiB.", at_least=0)
     ] = 2048,
@@ -157,10 +190,14 @@ def serve(
     server_options = ServerOptions(
         host=host,
         port=port,
-        api_keys=tuple(api_key or ()),
+        api_keys=gather_keys(api_key or (), api_key_file),
+        allowed_hosts=tuple(host_name(name) for name in allowed_host or ()),
+        cors_origins=tuple(origin(text) for text in cors_origin or ()),
         aliases=tuple(alias or ()),
         max_body_bytes=max_body * MIB,
         chat_template=chat_template,
+        echoes=exact_echo,
+        masks=mask_billing,
     )
     asyncio.run(run(model_options, engine_options, server_options))
 

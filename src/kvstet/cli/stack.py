@@ -18,7 +18,7 @@ from kvstet.config import EngineOptions, ModelOptions, ServerOptions
 from kvstet.engine.client import EngineClient
 from kvstet.engine.supervisor import Supervisor
 from kvstet.llama.model import Model
-from kvstet.llama.schema import schema_grammar
+from kvstet.llama.schema import schema_grammar, schema_rules
 from kvstet.types import Tokenizer
 
 
@@ -81,7 +81,9 @@ class Stack:
             await supervisor.close()
             raise
         client = wrap(supervisor)
-        app = api.create_app(client, renderer, vocabulary.vocab, server, schema_to_grammar=schema_grammar)
+        app = api.create_app(
+            client, renderer, vocabulary.vocab, server, schema_to_grammar=schema_grammar, schema_rules=schema_rules
+        )
         return cls(client, app, server, vocabulary)
 
     async def serve(self, *, on_listening: Callable[[str], None]) -> None:

@@ -39,7 +39,14 @@ class Sampler:
         self._context = context
         self._num_tokens = vocab.num_tokens
         windows = Windows.of(sampling, int(lib.llama_n_ctx_seq(context)))
-        self._grammar = GrammarSampler(vocab, sampling.grammar) if sampling.grammar is not None else None
+        self._vocab = vocab
+        self._sampling = sampling
+        self._trigger = Trigger(sampling) if sampling.grammar is not None and sampling.grammar_triggers else None
+        self._binds = self._trigger is None
+        self._grammar: GrammarSampler | None = None
+        if sampling.grammar is not None:
+            # Also one that is to bind later: now is the time to say that it cannot be used.
+            self._grammar = GrammarSampler(vocab, sampling.grammar)
         self._chain: Any = make_chain(vocab, sampling, windows)
         for token in prompt[max(0, len(prompt) - windows.longest) :].tolist():
             lib.llama_sampler_accept(self._chain, token)
@@ -52,11 +59,23 @@ class Sampler:
         """
         if not self._chain:
             raise LlamaError("The sampler is closed.")
-        if self._grammar is None:
-            return lib.llama_sampler_sample(self._chain, self._context, index)
+        if self._grammar is None or not self._binds:
+            token = lib.llama_sampler_sample(self._chain, self._context, index)
+            self._watch(token)
+            return token
         token = self._grammar.sample(self._chain, self._logits(index))
         lib.llama_sampler_accept(self._chain, token)
         return token
+
+    def _watch(self, token: int) -> None:
+        """Let the grammar bind from where it is triggered on."""
+        if self._trigger is None or self._grammar is None or self._vocab.is_end(token):
+            return
+        behind = self._trigger.push(self._vocab.piece(token))
+        if behind is not None:
+            self._trigger = None
+            # What the token says behind the trigger may be no beginning of what the grammar wants.
+            self._binds = self._grammar.accept_text(behind)
 
     def close(self) -> None:
         """Free it; more than once does no harm."""
@@ -71,6 +90,35 @@ class Sampler:
         if not pointer:
             raise MemoryMisuse(f"The last decode has no logits at {index}.")
         return np.ctypeslib.as_array(pointer, (self._num_tokens,))
+
+
+class Trigger:
+    """Looks for what triggers a grammar, in bytes as they are generated."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self._triggers = [trigger.encode() for trigger in sampling.grammar_triggers]
+        pause = sampling.grammar_pause
+        self._pause, self._resume = (pause[0].encode(), pause[1].encode()) if pause else (b"", b"")
+        self._is_paused = sampling.is_grammar_paused and bool(pause)
+        self._unread = b""
+
+    def push(self, data: bytes) -> bytes | None:
+        """What stands behind the trigger, once it is complete; None until then."""
+        self._unread += data
+        while found := self._first():
+            start, text = found
+            self._unread = self._unread[start + len(text) :]
+            if text in self._triggers and not self._is_paused:
+                return self._unread
+            self._is_paused = not self._is_paused
+        longest = max(map(len, (*self._triggers, self._pause, self._resume)))
+        self._unread = self._unread[max(0, len(self._unread) - longest) :]
+        return None
+
+    def _first(self) -> tuple[int, bytes] | None:
+        wanted = [self._resume] if self._is_paused else [*self._triggers, self._pause]
+        places = [(self._unread.find(text), text) for text in wanted if text]
+        return min((place for place in places if place[0] >= 0), default=None)
 
 
 class GrammarSampler:
@@ -104,6 +152,15 @@ class GrammarSampler:
             token = self._choose_allowed(chain, logits)
         self._accept(token)
         return token
+
+    def accept_text(self, text: bytes) -> bool:
+        """Take in what was generated already. False: the grammar does not allow it."""
+        tokens = self._vocab.tokenize(text.decode(errors="replace"), add_special=False, parse_special=False)
+        for token in tokens.tolist():
+            if not self._allows(token):
+                return False
+            self._accept(token)
+        return True
 
     def close(self) -> None:
         if self._grammar:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 from llama_cpp import llama_grammar
@@ -38,17 +38,26 @@ def schema_grammar(schema: dict[str, Any]) -> str:
     converter cannot express. What it does not know (``minimum``, say) it leaves out, and so it does with a
     ``maxLength`` or ``maxItems`` beyond `MAX_COUNT`.
     """
-    _check_size(schema)
-    _check_references(schema)
-    try:
-        grammar = _convert(schema)
-    except CONVERTER_ERRORS as error:
-        raise GrammarError(f"The JSON schema cannot be turned into a grammar: {_reason(error)}", param=PARAM) from error
+    grammar = schema_rules({"root": schema})
     try:
         check_grammar(grammar)
     except GrammarError as error:
         raise GrammarError(f"The JSON schema makes a grammar that cannot be used. {error}", param=PARAM) from error
     return grammar
+
+
+def schema_rules(schemas: Mapping[str, dict[str, Any]]) -> str:
+    """GBNF rules for several schemas, each under the name of its own: letters, digits and dashes.
+
+    Raises GrammarError as `schema_grammar` does. The rules are for a larger grammar, which is to be checked.
+    """
+    for schema in schemas.values():
+        _check_size(schema)
+        _check_references(schema)
+    try:
+        return _convert(schemas)
+    except CONVERTER_ERRORS as error:
+        raise GrammarError(f"The JSON schema cannot be turned into a grammar: {_reason(error)}", param=PARAM) from error
 
 
 class _Converter(llama_grammar.SchemaConverter):
@@ -72,16 +81,20 @@ class _Converter(llama_grammar.SchemaConverter):
         return base._add_rule(name, JSON_CHARACTER if is_character else rule)
 
 
-def _convert(schema: dict[str, Any]) -> str:
+def _convert(schemas: Mapping[str, dict[str, Any]]) -> str:
     # As the bindings' `json_schema_to_gbnf`, which takes no converter. It writes into the schema: give it a copy.
-    own: dict[str, Any] = json.loads(json.dumps(schema))
-    for mapping in _mappings(own):
-        for key in ("maxLength", "maxItems"):
-            limit = mapping.get(key)
-            if isinstance(limit, int) and limit > MAX_COUNT:
-                del mapping[key]
     converter: Any = _Converter()
-    converter.visit(converter.resolve_refs(own, ""), "")
+    for name, schema in schemas.items():
+        own: dict[str, Any] = json.loads(json.dumps(schema))
+        for mapping in _mappings(own):
+            for key in ("maxLength", "maxItems"):
+                limit = mapping.get(key)
+                if isinstance(limit, int) and limit > MAX_COUNT:
+                    del mapping[key]
+        own_name = "" if name == "root" else name
+        rule = converter.visit(converter.resolve_refs(own, own_name), own_name)
+        if own_name and rule != own_name:
+            converter._add_rule(own_name, rule)
     return converter.format_grammar()
 
 

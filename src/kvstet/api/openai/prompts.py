@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from kvstet.api.job import Conversation
-from kvstet.api.openai.requests import ChatRequest, TemplateRequest
+from kvstet.api.openai.requests import ChatRequest, NamedTool, TemplateRequest
 from kvstet.api.ports import Services
+from kvstet.chat.reply.grammar import CallDemand
 from kvstet.errors import InvalidRequest
 from kvstet.types import MessageSpan, Prompt, Tokenizer
 
@@ -28,8 +29,18 @@ def conversation_of(fields: ChatRequest | TemplateRequest) -> Conversation:
         messages=fields.messages,
         tools=fields.tools or [],
         calls_tools=fields.tool_choice != "none",
+        demand=_demand_of(fields),
         adds_generation_prompt=fields.add_generation_prompt is not False,
         variables=variables | (fields.chat_template_kwargs or {}),
+    )
+
+
+def _demand_of(fields: ChatRequest | TemplateRequest) -> CallDemand:
+    name = fields.tool_choice.function.name if isinstance(fields.tool_choice, NamedTool) else None
+    return CallDemand(
+        is_required=name is not None or fields.tool_choice == "required",
+        is_parallel=name is None and fields.parallel_tool_calls is not False,
+        name=name,
     )
 
 

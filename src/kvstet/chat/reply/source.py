@@ -47,6 +47,14 @@ class Source:
         raw, self._raw = "".join(self._raw or ()), None
         return raw
 
+    def forget(self) -> None:
+        """Remember nothing any longer."""
+        self._raw = None
+
+    def put_back(self) -> None:
+        """Unread what was read since `begin`."""
+        self.text = self.raw() + self.text
+
     def peek(self) -> Reading[str]:
         """The next character, not read; nothing at the end."""
         while not self.text and not self.ended:

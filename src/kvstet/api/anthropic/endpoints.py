@@ -1,0 +1,103 @@
+"""`/v1/messages` and `/v1/messages/count_tokens`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from kvstet.api.anthropic import events
+from kvstet.api.anthropic.conversation import conversation_of
+from kvstet.api.anthropic.events import Answer
+from kvstet.api.anthropic.requests import CountRequest, MessagesRequest
+from kvstet.api.body import decode, in_worker, read_body
+from kvstet.api.envelopes import json_response
+from kvstet.api.exchange import exchange_of
+from kvstet.api.hangup import until_hangup
+from kvstet.api.job import Terms, chat_job, render
+from kvstet.api.ports import SchemaToGrammar, Services
+from kvstet.api.sse import EventStream
+from kvstet.errors import GrammarError, InvalidRequest
+from kvstet.types import DEFAULT_SAMPLING, Sampling
+
+
+class Messages:
+    """The two endpoints of the Messages API."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def messages(self, request: Request) -> Response:
+        body = await self._body(request)
+        exchange = exchange_of(request)
+        answer = await in_worker(len(body), partial(self._understand, body, exchange.id))
+        generation = answer.job.start(
+            self._services, on_first_token=lambda: self._services.metrics.observe_first_token(exchange.seconds)
+        )
+        if answer.job.terms.is_streamed:
+            return EventStream(
+                events.stream(answer, generation),
+                encode_error=lambda error: events.encode_error(exchange.fail(error)),
+                ping=events.PING,
+            )
+        return json_response(await until_hangup(request.receive, events.whole(answer, generation)))
+
+    async def count_tokens(self, request: Request) -> Response:
+        body = await self._body(request)
+        return json_response(await in_worker(len(body), partial(self._count, body)))
+
+    async def _body(self, request: Request) -> bytes:
+        return await read_body(request, self._services.options.max_body_bytes)
+
+    def _understand(self, body: bytes, id: str) -> Answer:
+        fields = decode(body, MessagesRequest)
+        if fields.messages[-1].role == "assistant":
+            raise InvalidRequest(
+                "messages must not end with an assistant message: this server cannot go on with a reply that is given.",
+                param="messages",
+            )
+        terms = _terms(fields, self._services.schema_to_grammar)
+        job = chat_job(self._services, id, conversation_of(fields), terms, prompt_field="messages")
+        return Answer(
+            f"msg_{id}",
+            fields.model or self._services.model_names[0],
+            job,
+            "omitted" if fields.thinking and fields.thinking.display == "omitted" else "shown",
+            manages_context=fields.context_management is not None,
+        )
+
+    def _count(self, body: bytes) -> dict[str, Any]:
+        fields = decode(body, CountRequest)
+        num_tokens = len(render(self._services.renderer, conversation_of(fields)).tokens)
+        if fields.context_management is None:
+            return {"input_tokens": num_tokens}
+        return {"input_tokens": num_tokens, "context_management": {"original_input_tokens": num_tokens}}
+
+
+def _terms(fields: MessagesRequest, schema_to_grammar: SchemaToGrammar) -> Terms:
+    stops = dict.fromkeys(stop for stop in fields.stop_sequences or () if stop)
+    return Terms(
+        sampling=_sampling(fields, schema_to_grammar),
+        stops=tuple(stops),
+        max_new_tokens=fields.max_tokens,
+        is_streamed=bool(fields.stream),
+    )
+
+
+def _sampling(fields: MessagesRequest, schema_to_grammar: SchemaToGrammar) -> Sampling:
+    named = {"temperature": fields.temperature, "top_p": fields.top_p, "top_k": fields.top_k}
+    given = {name: value for name, value in named.items() if value is not None}
+    return replace(DEFAULT_SAMPLING, **given, grammar=_grammar(fields, schema_to_grammar))
+
+
+def _grammar(fields: MessagesRequest, schema_to_grammar: SchemaToGrammar) -> str | None:
+    wanted = (fields.output_config and fields.output_config.format) or fields.output_format
+    if wanted is None:
+        return None
+    try:
+        return schema_to_grammar(wanted.schema)
+    except RecursionError:
+        raise GrammarError("The JSON schema is nested too deeply.", param="output_config.format") from None

@@ -1,0 +1,121 @@
+"""How one model writes its replies, found out from its chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Literal, cast
+
+from kvstet.chat.reply.derivation import derive_calls, derive_ends, derive_reasoning, derive_text_open
+from kvstet.chat.reply.grammar import CallDemand, CallGrammar, SchemaRules, call_grammar
+from kvstet.chat.reply.harmony import HARMONY_MARKERS, HarmonyReader
+from kvstet.chat.reply.known import HERMES, known_calls, known_ends, named_reasoning, speaks_harmony
+from kvstet.chat.reply.parser import ReplyParser
+from kvstet.chat.reply.probes import Probes
+from kvstet.chat.reply.sink import Sink
+from kvstet.chat.reply.source import Source
+from kvstet.chat.reply.syntax import CallSyntax, Marker, Reasoning
+from kvstet.chat.reply.turn import TurnForm, TurnReader
+from kvstet.chat.reply.types import ArgumentTypes
+from kvstet.chat.template import ChatTemplate
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyFormat:
+    """Where reasoning, text and calls stand in a reply."""
+
+    style: Literal["turn", "harmony"]
+    """Harmony (gpt-oss) makes each part a message of its own, with a header."""
+    reasoning: Reasoning | None
+    text_open: Marker
+    """What the template prints in front of text, besides the header of the message."""
+    ends: tuple[Marker, ...]
+    """End the text, and are cut off."""
+    calls: tuple[CallSyntax, ...]
+    """The first is how this model is shown to write calls; others are understood as well."""
+    calls_source: Literal["derived", "known", "hermes"]
+    """Derived from the template, written down by hand, or what kvstet tells models whose template knows no tools."""
+
+    def parser(self, *, tools: Sequence[Mapping[str, object]] = (), prompt_end: str = "") -> ReplyParser:
+        """A parser for one reply.
+
+        ``tools`` in OpenAI's form; without them nothing is a call. ``prompt_end`` is the end of the rendered prompt:
+        it tells whether reasoning is open already.
+        """
+        source, sink, types = Source(), Sink(), ArgumentTypes(tools)
+        if self.style == "harmony":
+            return ReplyParser(source, sink, HarmonyReader(source, sink, types, prompt_end))
+        form = TurnForm(self.reasoning, self.text_open, self.ends, self.calls)
+        reader = TurnReader(form, source, sink, types, in_reasoning=self.reasons_behind(prompt_end))
+        return ReplyParser(source, sink, reader)
+
+    def grammar(
+        self,
+        tools: Sequence[Mapping[str, object]],
+        to_rules: SchemaRules,
+        demand: CallDemand,
+        *,
+        in_reasoning: bool = False,
+    ) -> CallGrammar | None:
+        """What holds a reply to the tools; None: this format has no grammar. Raises GrammarError."""
+        if not self.calls:
+            return None
+        return call_grammar(self.calls[0], tools, to_rules, demand, reasoning=self.reasoning, in_reasoning=in_reasoning)
+
+    @property
+    def markers(self) -> set[str]:
+        """All text that stands around values, in no order. What only ends the turn is none of it."""
+        return set(_texts((self.reasoning, self.text_open, self.calls))) | (
+            set(HARMONY_MARKERS) if self.style == "harmony" else set()
+        )
+
+    def reasons_behind(self, prompt_end: str) -> bool:
+        """Whether a prompt that ends like this has opened the reasoning."""
+        return self.reasoning is not None and prompt_end.rstrip().endswith(self.reasoning.open.parts[-1])
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, tuple):
+        for item in cast("tuple[object, ...]", value):
+            yield from _texts(item)
+    elif is_dataclass(value):
+        for each in fields(value):
+            yield from _texts(getattr(value, each.name))
+
+
+def format_of(template: ChatTemplate) -> ReplyFormat:
+    """How this template writes replies. It never raises.
+
+    What cannot be derived falls back: calls to an entry of `kvstet.chat.reply.known`, and then to JSON within
+    ``<tool_call>`` (what a model is told whose template knows no tools); reasoning to a pair of tags that the template
+    names; without any of these, everything is text.
+    """
+    if speaks_harmony(template.source):
+        return ReplyFormat("harmony", None, Marker(), (), (), "known")
+    probes = Probes(template)
+    derived = derive_calls(probes)
+    known = known_calls(template.source)
+    calls, calls_source = _choose(derived, known, knows_tools=probes.traits.knows_tools)
+    first = calls[0]
+    reasoning = (
+        derive_reasoning(probes, derived)
+        or derive_reasoning(probes.thinking(), derived)
+        or named_reasoning(template.source)
+    )
+    ends = derive_ends(probes, derived or first)
+    heads = {end.head for end in ends}
+    more = tuple(Marker((end,)) for end in known_ends(template.source) if end not in heads)
+    return ReplyFormat("turn", reasoning, derive_text_open(probes, reasoning), ends + more, calls, calls_source)
+
+
+def _choose(
+    derived: CallSyntax | None, known: CallSyntax | None, *, knows_tools: bool
+) -> tuple[tuple[CallSyntax, ...], Literal["derived", "known", "hermes"]]:
+    own = derived or known
+    if own is None:
+        return (HERMES,), "hermes"
+    if not knows_tools and own != HERMES:
+        return (HERMES, own), "hermes"
+    return (own,), "derived" if derived is not None else "known"
