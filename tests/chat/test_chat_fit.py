@@ -21,6 +21,7 @@ ABLE = Traits(
     calls=CallShape(),
     reasoning_key="reasoning_content",
     mixed_calls="accepted",
+    call_ids="any",
 )
 
 Message = dict[str, object]
@@ -185,3 +186,24 @@ def test_a_template_that_refuses_text_beside_reasoning_and_calls_is_found_out() 
         "{{ m.tool_calls | tojson if m.tool_calls }}{% endfor %}"
     )
     assert (traits(source).mixed_calls, traits(source).reasoning_key) == ("refused", "thinking")
+
+
+def test_where_only_ids_are_printed_they_name_the_tools():
+    calls = [
+        {"id": f"call_{i}", "type": "function", "function": {"name": n, "arguments": {}}} for i, n in enumerate("ab")
+    ]
+    results = [{"role": "tool", "tool_call_id": f"call_{i}", "content": ""} for i in (1, 0)]
+    messages = [{"role": "assistant", "content": "", "tool_calls": calls}, *results]
+    fitted = fit(messages, (), replace(ABLE, call_ids="named")).messages
+    assert [call["id"] for call in fitted[0]["tool_calls"]] == ["functions.a:0", "functions.b:1"]  # type: ignore[index]
+    assert [message["tool_call_id"] for message in fitted[1:]] == ["functions.b:1", "functions.a:0"]
+    assert fit(messages, (), ABLE).messages[1]["tool_call_id"] == "call_1"
+
+
+def test_a_template_that_prints_only_ids_is_found_out():
+    head = (
+        "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m.content }}{% for c in m.tool_calls %}"
+    )
+    tail = "{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}"
+    assert traits(f"{head}{{{{ c.id }}}}{tail}").call_ids == "named"
+    assert traits(f"{head}{{{{ c.function.name }}}}{{{{ c.id }}}}{tail}").call_ids == "any"

@@ -9,6 +9,7 @@ What a template would drop, move or refuse is said in another way:
   list in the system message (in the first user message where there can be none), calls in the assistant's text, and
   results in user messages.
 
+- Calls get other ids, where a template prints nothing of a call but its id and its arguments.
 - Text beside reasoning and calls joins the reasoning, where the template refuses to have all three in one message.
 
 Everything else stays as it is, and what a template then still refuses is an error for the client.
@@ -61,11 +62,32 @@ def fit(messages: Sequence[Message], tools: Sequence[Mapping[str, object]], trai
         turns = _settle_system(turns)
     if not traits.knows_tools:
         turns = _tell_tools(_tell_calls(turns), tools, traits)
+    if traits.call_ids == "named":
+        turns = _name_by_id(turns)
     return Fitted(
         messages=tuple(_shape(turn.message, traits) for turn in turns),
         origins=tuple(turn.origin for turn in turns),
         tools=tuple(tools) if traits.knows_tools else (),
     )
+
+
+def _name_by_id(turns: Sequence[_Turn]) -> list[_Turn]:
+    """Calls get the ids that the model would have written, which name the tool and count its calls."""
+    ids: dict[object, str] = {}
+    named: list[_Turn] = []
+    for turn in turns:
+        message = dict(turn.message)
+        calls: list[Message] = []
+        for call in cast("Sequence[Message]", message.get("tool_calls", ())):
+            id = f"functions.{cast('Message', call['function'])['name']}:{len(ids)}"
+            ids[call.get("id", id)] = id
+            calls.append({**call, "id": id})
+        if calls:
+            message["tool_calls"] = calls
+        if message.get("tool_call_id") in ids:
+            message["tool_call_id"] = ids[message["tool_call_id"]]
+        named.append(_Turn(turn.origin, message))
+    return named
 
 
 def _settle_system(turns: list[_Turn]) -> list[_Turn]:

@@ -39,6 +39,8 @@ class Traits:
     reasoning_key: ReasoningKey
     mixed_calls: Literal["accepted", "refused"]
     """An assistant message with reasoning and text and calls."""
+    call_ids: Literal["any", "named"]
+    """"Named": calls are printed by their ids alone, so that these must say what is called (Kimi)."""
 
 
 _SHAPES = (CallShape("object", ""), CallShape("text", ""), CallShape("object", "null"), CallShape("text", "null"))
@@ -62,6 +64,7 @@ def traits_of(template: ChatTemplate) -> Traits:
         calls=shape,
         reasoning_key=key,
         mixed_calls="accepted" if _prints_call(template, shape, mixed) else "refused",
+        call_ids="named" if _names_by_id(template, shape) else "any",
     )
 
 
@@ -83,10 +86,21 @@ def _place(template: ChatTemplate, roles: Sequence[str]) -> Place:
 
 def _prints_call(template: ChatTemplate, shape: CallShape, fields: Mapping[str, str] = MappingProxyType({})) -> bool:
     """Whether an assistant message with these fields shows its call, spelt as JSON where it is JSON at all."""
+    output = _call_output(template, shape, fields)
+    return "kvstet_value" in output and not any(spoilt in output for spoilt in _SPOILT)
+
+
+def _names_by_id(template: ChatTemplate, shape: CallShape) -> bool:
+    _, _, output = _call_output(template, shape, {}).partition("kvstet_user")
+    call, _, _ = output.partition("kvstet_value")
+    return "kvstet123" in call and "kvstet_tool" not in call
+
+
+def _call_output(template: ChatTemplate, shape: CallShape, fields: Mapping[str, str]) -> str:
     arguments = _ARGUMENTS if shape.arguments == "object" else json.dumps(_ARGUMENTS)
     call = {"id": "kvstet123", "type": "function", "function": {"name": "kvstet_tool", "arguments": arguments}}
     content = None if shape.empty_content == "null" else ""
-    output = _try(
+    return _try(
         template,
         [
             {"role": "user", "content": "kvstet_user"},
@@ -94,7 +108,6 @@ def _prints_call(template: ChatTemplate, shape: CallShape, fields: Mapping[str, 
             {"role": "tool", "tool_call_id": "kvstet123", "name": "kvstet_tool", "content": "kvstet_result"},
         ],
     )
-    return "kvstet_value" in output and not any(spoilt in output for spoilt in _SPOILT)
 
 
 def _try(template: ChatTemplate, messages: Sequence[Mapping[str, object]]) -> str:

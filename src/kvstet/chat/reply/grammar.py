@@ -108,15 +108,20 @@ class _Builder:
         if not isinstance(syntax.items, ObjectCalls):
             return None
         items = syntax.items
+        calls: list[str] = []
         for number, (name, schema, definitions) in enumerate(map(_parts, tools)):
-            call: Schema = {
-                "type": "object",
-                "properties": {items.name_key: {"const": name}, items.arguments_key: schema},
-                "required": [items.name_key, items.arguments_key],
-                "additionalProperties": False,
-            }
-            self._schemas[f"call-{number}"] = call | definitions
-        self._rule("item", " | ".join(self._schemas))
+            self._schemas[f"args-{number}"] = schema | definitions
+            # Some templates show ids, before or behind.
+            calls.append(
+                _sequence(
+                    f'"{{" ws (id-field ws "," ws)? {_literal(json.dumps(items.name_key))}',
+                    f'":" ws {_literal(json.dumps(name, ensure_ascii=False))}',
+                    f'"," ws {_literal(json.dumps(items.arguments_key))}',
+                    f'":" ws args-{number} ws ("," ws id-field ws)? "}}"',
+                )
+            )
+        self._rule("id-field", r'("\"tool_call_id\"" | "\"id\"") ws ":" ws "\"" [^"\\\n]{0,64} "\""')
+        self._rule("item", " | ".join(calls))
         self._rule("items", 'item | "[" ws item ("," ws item)* ws "]"')
         return _sequence("items", _text(syntax.close))
 
@@ -163,7 +168,7 @@ class _Builder:
             else:
                 close, text = tags.other_key_close, f"{rule}-value"
                 self._schemas[text] = value | definitions
-            value_text = text if text.endswith("-text") else f"ws {text}"
+            value_text = text if text.endswith("-text") else f"ws {text} ws"
             self._rule(
                 rule,
                 f"{_sequence(_text(tags.key_open), _literal(key), _text(close))} {value_text}"
