@@ -21,6 +21,7 @@ from kvstet.chat.renderer import Renderer
 from kvstet.config import ServerOptions
 from kvstet.engine.fake_client import Say, ScriptedEngine
 from kvstet.errors import GrammarError
+from kvstet.types import Tokenizer
 
 TEMPLATE = (
     "{%- for message in messages -%}"
@@ -112,12 +113,14 @@ class Site:
 
 
 @contextmanager
-def running(engine: ScriptedEngine, **options: Any) -> Generator[Site, None, None]:
+def running(
+    engine: Any, renderer: Any = None, tokenizer: Tokenizer = TOKENIZER, **options: Any
+) -> Generator[Site, None, None]:
     settings = ServerOptions(port=0, **options)
     app = create_app(
         engine,
-        Renderer(TEMPLATE, TOKENIZER),
-        TOKENIZER,
+        renderer or Renderer(TEMPLATE, TOKENIZER),
+        tokenizer,
         settings,
         schema_to_grammar=toy_grammar,
         schema_rules=toy_rules,

@@ -16,6 +16,7 @@ import pytest
 from tests.api.anthropic_harness import calling, thinking
 from tests.api.harness import eventually, reply, tokens_of
 from tests.api.responses_harness import AGENTS, LS, PATCH, ResponsesSite, events_in, running_responses, types_of
+from tests.api.test_reruns import Rerun
 
 from kvstet.engine.fake_client import Hang, Refuse, Say, ScriptedEngine
 from kvstet.errors import DeadlineExceeded, EngineCrashed, KvstetError, QueueFull
@@ -463,6 +464,12 @@ def test_a_stream_that_breaks_off_says_so(site: ResponsesSite):
     assert site.get(f"/v1/responses/{failed['id']}").status_code == 404
     with site.sdk() as client, pytest.raises(openai.APIError, match=r"It died\."):
         list(client.responses.create(model="m", input="Hi", stream=True))
+
+
+def test_nothing_is_left_of_a_try_that_was_begun_anew(site: ResponsesSite):
+    site.engine.script = Rerun(thinking("Hm.") + "Wrong H", "ello.", 0.02)
+    (message,) = site.ask()["output"]
+    assert message["content"][0]["text"] == "ello."
 
 
 def test_a_client_that_hangs_up_ends_the_work():

@@ -37,6 +37,7 @@ from kvstet.api.anthropic.signatures import thinking_in
 from kvstet.api.job import Conversation
 from kvstet.api.ports import Message
 from kvstet.chat.tools import canonical
+from kvstet.chat.reply.grammar import ANY_CALL, CallDemand
 from kvstet.errors import InvalidRequest
 
 _CUSTOM = (None, "custom")
@@ -56,6 +57,7 @@ def conversation_of(fields: CountRequest) -> Conversation:
         tools=[function for tool, function in tools if not tool.defer_loading],
         deferred_tools=[*(function for tool, function in tools if tool.defer_loading), *brought],
         calls_tools=fields.tool_choice is None or fields.tool_choice.type != "none",
+        demand=_demand(fields),
         variables=_variables(fields),
     )
 
@@ -101,6 +103,15 @@ def _brought_tools(turns: Sequence[Turn]) -> list[FunctionTool]:
         for index, block in enumerate(_blocks(turn))
         if isinstance(block, ToolAdditionBlock) and isinstance(block.tool, DefinedTool)
     ]
+
+
+def _demand(fields: CountRequest) -> CallDemand:
+    choice = fields.tool_choice
+    if choice is None:
+        return ANY_CALL
+    name = choice.name if choice.type == "tool" else None
+    is_parallel = name is None and not choice.disable_parallel_tool_use
+    return CallDemand(is_required=choice.type in ("any", "tool"), is_parallel=is_parallel, name=name)
 
 
 def _check_choice(fields: CountRequest) -> None:
