@@ -7,17 +7,20 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Literal, cast
 
 from kvstet.chat.reply.derivation import derive_calls, derive_ends, derive_reasoning, derive_text_open
-from kvstet.chat.reply.grammar import CallDemand, CallGrammar, SchemaRules, call_grammar
+from kvstet.chat.reply.grammar import CallDemand, CallGrammar, SchemaRules, call_grammar, harmony_grammar
 from kvstet.chat.reply.harmony import HARMONY_MARKERS, HarmonyReader
+from kvstet.chat.reply.json_text import decode as json_value
 from kvstet.chat.reply.known import HERMES, known_calls, known_ends, named_reasoning, speaks_harmony
-from kvstet.chat.reply.parser import ReplyParser
-from kvstet.chat.reply.probes import Probes
+from kvstet.chat.reply.parser import ReplyParser, message_of
+from kvstet.chat.reply.probes import KEYS, NAMES, TOOLS, VALUES, Probes
 from kvstet.chat.reply.sink import Sink
 from kvstet.chat.reply.source import Source
 from kvstet.chat.reply.syntax import CallSyntax, Marker, Reasoning
 from kvstet.chat.reply.turn import TurnForm, TurnReader
 from kvstet.chat.reply.types import ArgumentTypes
 from kvstet.chat.template import ChatTemplate
+
+_CHECKED = ({KEYS[0]: VALUES[0], KEYS[1]: VALUES[1]},)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,8 @@ class ReplyFormat:
         in_reasoning: bool = False,
     ) -> CallGrammar | None:
         """What holds a reply to the tools; None: this format has no grammar. Raises GrammarError."""
+        if self.style == "harmony":
+            return harmony_grammar(tools, to_rules, demand)
         if not self.calls:
             return None
         return call_grammar(self.calls[0], tools, to_rules, demand, reasoning=self.reasoning, in_reasoning=in_reasoning)
@@ -96,18 +101,30 @@ def format_of(template: ChatTemplate) -> ReplyFormat:
         return ReplyFormat("harmony", None, Marker(), (), (), "known")
     probes = Probes(template)
     derived = derive_calls(probes)
-    known = known_calls(template.source)
-    calls, calls_source = _choose(derived, known, knows_tools=probes.traits.knows_tools)
-    first = calls[0]
+    if derived is not None and not _reads_probe(derived, probes):
+        derived = None
+    calls, calls_source = _choose(derived, known_calls(template.source), knows_tools=probes.traits.knows_tools)
     reasoning = (
         derive_reasoning(probes, derived)
         or derive_reasoning(probes.thinking(), derived)
         or named_reasoning(template.source)
     )
-    ends = derive_ends(probes, derived or first)
+    ends = derive_ends(probes, derived or calls[0])
     heads = {end.head for end in ends}
     more = tuple(Marker((end,)) for end in known_ends(template.source) if end not in heads)
     return ReplyFormat("turn", reasoning, derive_text_open(probes, reasoning), ends + more, calls, calls_source)
+
+
+def _reads_probe(calls: CallSyntax, probes: Probes) -> bool:
+    """Whether this reads what the template prints; it is trusted where the template refuses the probe."""
+    tail = probes.reply(calls=_CHECKED)
+    if tail is None:
+        return True
+    shown = ReplyFormat("turn", None, Marker(), (), (calls,), "derived")
+    parser = shown.parser(tools=TOOLS)
+    reply = message_of([*parser.feed(tail.removeprefix(probes.prompt or "")), *parser.flush()])
+    read = [(call.name, json_value(call.arguments_json)) for call in reply.calls]
+    return read == list(zip(NAMES, _CHECKED, strict=False))
 
 
 def _choose(

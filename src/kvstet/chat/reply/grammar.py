@@ -1,8 +1,8 @@
 """Grammars that hold a model to its tools: which names there are, and what their arguments look like.
 
-A grammar begins to bind where the model begins a call, behind the marker that triggers it; where a call is demanded it
-binds from the start. Formats whose values have no grammar of their own yet (Python's literals, bare keys, Harmony's
-messages) are not constrained: `call_grammar` has none for them.
+A grammar begins to bind where the model begins a call, behind the marker that triggers it; where a call is required it
+binds from the start. JSON is held to the tool's schema in full; values in other spellings to the types, names and order
+of the arguments.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import cast
 from kvstet.chat.reply.syntax import (
     CallSyntax,
     JsonArguments,
+    KeyedArguments,
     ListedCalls,
     MarkedCalls,
     Marker,
@@ -22,6 +23,10 @@ from kvstet.chat.reply.syntax import (
     Reasoning,
     TagArguments,
 )
+from kvstet.chat.reply.value_rules import KEYED_RULES, PYTHON_RULES, keyed_arguments, python_arguments
+
+HARMONY_MESSAGE = "<|message|>"
+HARMONY_RECIPIENT = "to=functions."
 
 Schema = dict[str, object]
 SchemaRules = Callable[[Mapping[str, Schema]], str]
@@ -91,6 +96,16 @@ def call_grammar(
     return CallGrammar(builder.grammar(f"{thought} ws {_sequence(first, calls)}"))
 
 
+def harmony_grammar(
+    tools: Sequence[Mapping[str, object]], to_rules: SchemaRules, demand: CallDemand
+) -> CallGrammar | None:
+    """As `call_grammar`, for gpt-oss. It reasons in a message of its own, so that a call cannot be required of it."""
+    if demand.is_required:
+        return None
+    builder = _Builder(to_rules)
+    return CallGrammar(builder.grammar(builder.message(tools)), (HARMONY_RECIPIENT,))
+
+
 class _Builder:
     """Collects rules."""
 
@@ -106,7 +121,12 @@ class _Builder:
     def listed(self, syntax: ListedCalls, tools: Sequence[Mapping[str, object]]) -> str | None:
         """One call, or a list of calls, and what closes it."""
         if not isinstance(syntax.items, ObjectCalls):
-            return None
+            self._rules.append(PYTHON_RULES)
+            for number, (name, schema, _) in enumerate(map(_parts, tools)):
+                self._rule(f"call-{number}", f'{_literal(name)} ws "(" ws {python_arguments(schema)} ws ")"')
+            self._rule("item", " | ".join(f"call-{number}" for number in range(len(tools))))
+            self._rule("items", 'item | "[" ws item (ws "," ws item)* ws "]"')
+            return _sequence("items", _text(syntax.close))
         items = syntax.items
         calls: list[str] = []
         for number, (name, schema, definitions) in enumerate(map(_parts, tools)):
@@ -152,8 +172,8 @@ class _Builder:
                 return name
             case TagArguments() as tags:
                 return self._tags(tags, name, schema, definitions)
-            case _:
-                return None
+            case KeyedArguments(quote):
+                return self._keyed(quote, name, schema)
 
     def _tags(self, tags: TagArguments, name: str, schema: Schema, definitions: Schema) -> str:
         """One pair of tags for each argument, in the order of the schema; strings stand as they are."""
@@ -176,6 +196,26 @@ class _Builder:
             )
             parts.append(rule if key in required else f"({rule})?")
         return " ".join(parts)
+
+    def _keyed(self, quote: str, name: str, schema: Schema) -> str:
+        if KEYED_RULES not in self._rules:
+            self._rules.append(KEYED_RULES)
+            self._all_but("keyed-text", quote)
+            self._rule("keyed-string", f"{_literal(quote)} keyed-text {_literal(quote)}")
+        self._rule(name, f'"{{" ws {keyed_arguments(schema, quote)} ws "}}"')
+        return name
+
+    def message(self, tools: Sequence[Mapping[str, object]]) -> str:
+        """Harmony: what follows the recipient's namespace, to the end of the message."""
+        self._all_but("header", HARMONY_MESSAGE)
+        for number, (name, schema, definitions) in enumerate(map(_parts, tools)):
+            self._schemas[f"args-{number}"] = schema | definitions
+            self._rule(
+                f"call-{number}",
+                f"{_literal(name)} [^a-zA-Z0-9_.-] header {_literal(HARMONY_MESSAGE)} ws args-{number}",
+            )
+        self._rule("call", " | ".join(f"call-{number}" for number in range(len(tools))))
+        return 'call ws "<|call|>"?'
 
     def _all_but(self, name: str, end: str) -> None:
         """Any text that does not contain ``end``: an automaton, whose state is how much of it was just seen."""
