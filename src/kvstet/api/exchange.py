@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import traceback
 import uuid
 
 from starlette.exceptions import HTTPException
@@ -14,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from kvstet.api.envelopes import ErrorAnswer
 from kvstet.api.errors import ClientGone, answer_for, is_unforeseen
 from kvstet.api.metrics import Metrics, Outcome
+from kvstet.errors import KvstetError
 
 logger = logging.getLogger("kvstet.api")
 
@@ -45,7 +47,10 @@ class Exchange:
         answer = answer_for(error, self.id)
         self._outcome = _outcome_of(answer.status)
         if is_unforeseen(error):
-            logger.error("request %s failed", self.id, exc_info=error)
+            # What others' errors say may quote the request, and prompts do not belong into logs.
+            reason = str(error) if isinstance(error, KvstetError) else type(error).__name__
+            frames = "".join(traceback.format_tb(error.__traceback__))
+            logger.error("request %s failed: %s\n%s", self.id, reason, frames)
         return answer
 
     def hang_up(self) -> None:
