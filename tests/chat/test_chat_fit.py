@@ -22,6 +22,8 @@ ABLE = Traits(
     reasoning_key="reasoning_content",
     mixed_calls="accepted",
     call_ids="any",
+    calls_at_once="many",
+    roles="any",
 )
 
 Message = dict[str, object]
@@ -207,3 +209,65 @@ def test_a_template_that_prints_only_ids_is_found_out():
     tail = "{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}"
     assert traits(f"{head}{{{{ c.id }}}}{tail}").call_ids == "named"
     assert traits(f"{head}{{{{ c.function.name }}}}{{{{ c.id }}}}{tail}").call_ids == "any"
+
+
+def fitted_roles(messages: list[dict[str, object]], **traits: str) -> list[tuple[object, object]]:
+    fitted = fit(messages, (), replace(ABLE, **traits))
+    return [(message["role"], message["content"]) for message in fitted.messages]
+
+
+def test_where_roles_must_alternate_neighbours_are_joined():
+    user, more = {"role": "user", "content": "a"}, {"role": "user", "content": "b"}
+    said = {"role": "assistant", "content": "c"}
+    assert fitted_roles([user, more, said], roles="alternate") == [("user", "a\n\nb"), ("assistant", "c")]
+    assert fitted_roles([user, said, said], roles="alternate") == [("user", "a"), ("assistant", "c\n\nc")]
+    assert fitted_roles([said, user], roles="alternate") == [("user", ""), ("assistant", "c"), ("user", "a")]
+    assert len(fitted_roles([user, more, said], roles="any")) == 3
+
+
+def test_what_is_joined_stands_for_no_single_message():
+    said = {"role": "assistant", "content": "c"}
+    fitted = fit([{"role": "user", "content": "a"}, said, said], (), replace(ABLE, roles="alternate"))
+    assert fitted.alone == (True, False)
+    assert fit([said, said], (), ABLE).alone == (True, True)
+
+
+def called(*ids: str) -> dict[str, object]:
+    calls = [{"id": id, "type": "function", "function": {"name": "f", "arguments": {}}} for id in ids]
+    return {"role": "assistant", "content": "x", "tool_calls": calls}
+
+
+def test_where_a_message_has_one_call_each_has_its_result_behind_it():
+    results = [{"role": "tool", "tool_call_id": id, "content": id} for id in "ba"]
+    fitted = fit([called("a", "b"), *results, {"role": "user", "content": "c"}], (), replace(ABLE, calls_at_once="one"))
+    told = [(message["role"], message["content"]) for message in fitted.messages]
+    assert told == [("assistant", "x"), ("tool", "a"), ("assistant", ""), ("tool", "b"), ("user", "c")]
+    assert fitted.origins == (0, 2, 0, 1, 3)
+    assert not fitted.alone[0]
+
+
+def test_where_ids_must_be_short_they_are_and_results_follow_them():
+    messages = [
+        called("call_0123456789", "abcdefgh9"),
+        {"role": "tool", "tool_call_id": "call_0123456789", "content": ""},
+    ]
+    first, result = fit(messages, (), replace(ABLE, call_ids="short")).messages
+    ids = [call["id"] for call in first["tool_calls"]]  # type: ignore[union-attr]
+    assert [len(id) for id in ids] == [9, 9]
+    assert ids[1] == "abcdefgh9"
+    assert result["tool_call_id"] == ids[0]
+
+
+def test_what_a_template_refuses_is_found_out():
+    loop = "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls %}{{ c.function }}{% endfor %}{% endfor %}"
+    check = "{{% for m in messages %}}{{% if {} %}}{{{{ raise_exception('') }}}}{{% endif %}}{{% endfor %}}"
+    alternate = check.format("(m.role == 'user') != (loop.index0 % 2 == 0)")
+    one = check.format("m.tool_calls and m.tool_calls | length > 1")
+    short = check.format("m.tool_calls and m.tool_calls[0].id | length != 9")
+    found = [traits(head + loop) for head in ("", alternate, one, short)]
+    assert [(t.roles, t.calls_at_once, t.call_ids) for t in found] == [
+        ("any", "many", "any"),
+        ("alternate", "many", "any"),
+        ("any", "one", "any"),
+        ("any", "many", "short"),
+    ]

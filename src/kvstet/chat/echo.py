@@ -29,17 +29,17 @@ class Echoed:
     num_messages: int = 0
 
 
-def echo(rendered: Rendered, messages: Sequence[Message], ledger: Ledger, segments: SegmentTokenizer) -> Echoed:
-    """``messages`` are those of the marks, normalised."""
+def echo(rendered: Rendered, messages: Sequence[Message | None], ledger: Ledger, segments: SegmentTokenizer) -> Echoed:
+    """``messages`` are those of the marks, normalised; None: what is shown there is another message than was sent."""
     parts: list[str | Segment] = []
     marks: list[Mark] = []
     text, done, shift = rendered.text, 0, 0
     hasher = hashlib.blake2b(digest_size=16)
     for mark, after in zip(rendered.marks, (*rendered.marks[1:], None), strict=True):
         marks.append(replace(mark, start=mark.start + shift))
-        if after is None or mark.index is None or messages[mark.index]["role"] != "assistant":
+        message = messages[mark.index] if mark.index is not None else None
+        if after is None or message is None or message["role"] != "assistant":
             continue
-        message = messages[mark.index]
         shown = text[mark.start : after.start]
         found = [said for said in ledger.find(meaning_of_message(message)) if _fits(said, shown, message)]
         if not found:

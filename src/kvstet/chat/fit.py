@@ -9,7 +9,9 @@ What a template would drop, move or refuse is said in another way:
   list in the system message (in the first user message where there can be none), calls in the assistant's text, and
   results in user messages.
 
-- Calls get other ids, where a template prints nothing of a call but its id and its arguments.
+- Calls get other ids, where a template prints nothing of a call but its id and its arguments, or wants short ones.
+- Calls that were made at once follow each other, where a template takes one in a message.
+- Messages of one role that follow each other are joined, where roles must alternate.
 - Text beside reasoning and calls joins the reasoning, where the template refuses to have all three in one message.
 
 Everything else stays as it is, and what a template then still refuses is an error for the client.
@@ -17,8 +19,11 @@ Everything else stays as it is, and what a template then still refuses is an err
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, takewhile
 from typing import cast
@@ -34,6 +39,14 @@ class Fitted:
     messages: tuple[Message, ...]
     origins: tuple[int, ...]
     tools: tuple[Mapping[str, object], ...]
+    num_sent: int
+    """Messages that were sent."""
+
+    @property
+    def alone(self) -> tuple[bool, ...]:
+        """For each message, whether it stands for one that was sent, and is all that does."""
+        counts = Counter((*self.origins, self.num_sent))
+        return tuple(counts[origin] == 1 and origin + 1 in counts for origin in self.origins)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,24 +75,85 @@ def fit(messages: Sequence[Message], tools: Sequence[Mapping[str, object]], trai
         turns = _settle_system(turns)
     if not traits.knows_tools:
         turns = _tell_tools(_tell_calls(turns), tools, traits)
-    if traits.call_ids == "named":
-        turns = _name_by_id(turns)
+    if traits.calls_at_once == "one":
+        turns = _call_one_by_one(turns)
+    if traits.roles == "alternate":
+        turns = _alternate(turns)
+    if traits.call_ids != "any":
+        turns = _with_ids(turns, _named_id if traits.call_ids == "named" else _short_id)
     return Fitted(
         messages=tuple(_shape(turn.message, traits) for turn in turns),
         origins=tuple(turn.origin for turn in turns),
         tools=tuple(tools) if traits.knows_tools else (),
+        num_sent=len(messages),
     )
 
 
-def _name_by_id(turns: Sequence[_Turn]) -> list[_Turn]:
-    """Calls get the ids that the model would have written, which name the tool and count its calls."""
+def _call_one_by_one(turns: Sequence[_Turn]) -> list[_Turn]:
+    """Calls that were made at once, each with its result behind it."""
+    results = {turn.message.get("tool_call_id"): turn for turn in turns if turn.role == "tool"}
+    told: list[_Turn] = []
+    used: set[object] = set()
+    for turn in turns:
+        calls = cast("Sequence[Message]", turn.message.get("tool_calls", ()))
+        if len(calls) < 2:
+            told += [turn] if turn.message.get("tool_call_id") not in used or turn.role != "tool" else []
+            continue
+        for number, call in enumerate(calls):
+            said: Message = {"role": "assistant", "content": ""} if number else turn.message
+            message: Message = {**said, "tool_calls": [call]}
+            told.append(_Turn(turn.origin, message))
+            if call.get("id") in results:
+                told.append(results[call.get("id")])
+                used.add(call.get("id"))
+    return told
+
+
+def _alternate(turns: Sequence[_Turn]) -> list[_Turn]:
+    """No two messages of users or of the assistant behind each other, and a user's first."""
+    told: list[_Turn] = []
+    for turn in turns:
+        before = told[-1] if told else None
+        is_plain = "tool_calls" not in turn.message
+        if (
+            before
+            and before.role == turn.role in ("user", "assistant")
+            and is_plain
+            and "tool_calls" not in before.message
+        ):
+            told[-1] = before.saying("\n\n".join(filter(None, (before.text, turn.text))))
+        else:
+            told.append(turn)
+    first = next((place for place, turn in enumerate(told) if turn.role != "system"), None)
+    if first is not None and told[first].role == "assistant":
+        told.insert(first, _Turn(told[first].origin, {"role": "user", "content": ""}))
+    return told
+
+
+def _named_id(name: object, number: int, id: object) -> str:
+    """What Kimi writes itself: it names the tool, and counts the calls."""
+    return f"functions.{name}:{number}"
+
+
+def _short_id(name: object, number: int, id: object) -> str:
+    """Nine letters and digits; one that is so already stays."""
+    if isinstance(id, str) and _SHORT_ID.fullmatch(id):
+        return id
+    return hashlib.blake2b(str(id).encode(errors="surrogatepass")).hexdigest()[:9]
+
+
+_SHORT_ID = re.compile("[a-zA-Z0-9]{9}")
+
+
+def _with_ids(turns: Sequence[_Turn], new_id: Callable[[object, int, object], str]) -> list[_Turn]:
+    """Calls and their results get other ids."""
     ids: dict[object, str] = {}
     named: list[_Turn] = []
     for turn in turns:
         message = dict(turn.message)
         calls: list[Message] = []
         for call in cast("Sequence[Message]", message.get("tool_calls", ())):
-            id = f"functions.{cast('Message', call['function'])['name']}:{len(ids)}"
+            id = new_id(cast("Message", call["function"])["name"], len(ids), call.get("id"))
             ids[call.get("id", id)] = id
             calls.append({**call, "id": id})
         if calls:

@@ -161,7 +161,8 @@ class Renderer:
     def _echoed(self, rendered: Rendered, fitted: Fitted, messages: Sequence[Message]) -> Echoed:
         if self._ledger is None:
             return Echoed([rendered.text], rendered.marks)
-        sources = [messages[origin] for origin in fitted.origins]
+        pairs = zip(fitted.origins, fitted.alone, strict=True)
+        sources = [messages[origin] if is_alone else None for origin, is_alone in pairs]
         return echo(rendered, sources, self._ledger, self._segments)
 
     def raw(self, text: str) -> Prompt:
@@ -249,7 +250,9 @@ def _starts(encoded: Encoded, marks: Sequence[Mark], fitted: Fitted, num_message
     """First token of each message and of the generation prompt, ascending; messages joined to another come after it."""
     end = num_messages
     origins = (end if mark.index is None else fitted.origins[mark.index] for mark in marks)
-    known = {origin: encoded.token_at(mark.start) for origin, mark in zip(origins, marks, strict=True)}
+    known: dict[int, int] = {}
+    for origin, mark in zip(origins, marks, strict=True):
+        known.setdefault(origin, encoded.token_at(mark.start))
     starts = [known[end]]
     for index in reversed(range(num_messages)):
         starts.append(min(known.get(index, starts[-1]), starts[-1]))

@@ -39,8 +39,13 @@ class Traits:
     reasoning_key: ReasoningKey
     mixed_calls: Literal["accepted", "refused"]
     """An assistant message with reasoning and text and calls."""
-    call_ids: Literal["any", "named"]
-    """"Named": calls are printed by their ids alone, so that these must say what is called (Kimi)."""
+    call_ids: Literal["any", "named", "short"]
+    """"Named": calls are printed by their ids alone, so that these must say what is called (Kimi). "Short": they must
+    be nine letters and digits (Mistral)."""
+    calls_at_once: Literal["many", "one"]
+    """How many calls an assistant message may have."""
+    roles: Literal["any", "alternate"]
+    """Whether two messages of one role may follow each other."""
 
 
 _SHAPES = (CallShape("object", ""), CallShape("text", ""), CallShape("object", "null"), CallShape("text", "null"))
@@ -64,7 +69,9 @@ def traits_of(template: ChatTemplate) -> Traits:
         calls=shape,
         reasoning_key=key,
         mixed_calls="accepted" if _prints_call(template, shape, mixed) else "refused",
-        call_ids="named" if _names_by_id(template, shape) else "any",
+        call_ids=_call_ids(template, shape),
+        calls_at_once="one" if _refuses(template, [_USER, _calling(shape, "kvstet123", "kvstet456")]) else "many",
+        roles="alternate" if _refuses(template, [_USER, _USER]) else "any",
     )
 
 
@@ -90,10 +97,28 @@ def _prints_call(template: ChatTemplate, shape: CallShape, fields: Mapping[str, 
     return "kvstet_value" in output and not any(spoilt in output for spoilt in _SPOILT)
 
 
-def _names_by_id(template: ChatTemplate, shape: CallShape) -> bool:
+def _call_ids(template: ChatTemplate, shape: CallShape) -> Literal["any", "named", "short"]:
     _, _, output = _call_output(template, shape, {}).partition("kvstet_user")
     call, _, _ = output.partition("kvstet_value")
-    return "kvstet123" in call and "kvstet_tool" not in call
+    if "kvstet123" in call and "kvstet_tool" not in call:
+        return "named"
+    return "short" if _refuses(template, [_USER, _calling(shape, "call_kvstet_0123456789")]) else "any"
+
+
+_USER: Mapping[str, object] = {"role": "user", "content": "kvstet_user"}
+
+
+def _calling(shape: CallShape, *ids: str) -> Mapping[str, object]:
+    """An assistant message that calls a tool once for each id."""
+    arguments = _ARGUMENTS if shape.arguments == "object" else json.dumps(_ARGUMENTS)
+    function = {"name": "kvstet_tool", "arguments": arguments}
+    calls = [{"id": id, "type": "function", "function": function} for id in ids]
+    return {"role": "assistant", "content": None if shape.empty_content == "null" else "", "tool_calls": calls}
+
+
+def _refuses(template: ChatTemplate, messages: Sequence[Mapping[str, object]]) -> bool:
+    """Whether the template takes the first of these messages, and not all of them."""
+    return bool(_try(template, messages[:1])) and not _try(template, messages)
 
 
 def _call_output(template: ChatTemplate, shape: CallShape, fields: Mapping[str, str]) -> str:
