@@ -114,7 +114,9 @@ def _noting(exchange: Exchange, send: Send) -> Send:
     async def note_and_send(message: Message) -> None:
         if message["type"] == "http.response.start":
             exchange.status = message["status"]
-            message["headers"] = [*message.get("headers", ()), (b"x-request-id", exchange.id.encode())]
+            id = exchange.id.encode()
+            # The second is how Anthropic's SDK wants it.
+            message["headers"] = [*message.get("headers", ()), (b"x-request-id", id), (b"request-id", id)]
         await send(message)
 
     return note_and_send
