@@ -15,6 +15,8 @@ import httpx
 from openai import AsyncOpenAI, OpenAI
 
 from kvstet.api import create_app
+from kvstet.api.models import OneModel
+from kvstet.api.ports import Models, Served
 from kvstet.api.server import Server, listen, url_of
 from kvstet.chat.fake import ByteTokenizer
 from kvstet.chat.renderer import Renderer
@@ -116,16 +118,24 @@ class Site:
 def running(
     engine: Any, renderer: Any = None, tokenizer: Tokenizer = TOKENIZER, **options: Any
 ) -> Generator[Site, None, None]:
+    aliases = tuple(options.pop("aliases", ()))
+    renderer = renderer or Renderer(TEMPLATE, TOKENIZER)
+    served = Served(engine, renderer, tokenizer, toy_grammar, toy_rules, aliases=aliases)
+    with running_models(OneModel(served), **options) as url:
+        yield Site(engine, url)
+
+
+def served_by(engine: ScriptedEngine, **names: Any) -> Served:
+    """A model whose engine plays scripts."""
+    return Served(engine, Renderer(TEMPLATE, TOKENIZER), TOKENIZER, toy_grammar, toy_rules, **names)
+
+
+@contextmanager
+def running_models(models: Models, **options: Any) -> Generator[str, None, None]:
+    """A server of these models; yields its URL."""
     settings = ServerOptions(port=0, **options)
-    app = create_app(
-        engine,
-        renderer or Renderer(TEMPLATE, TOKENIZER),
-        tokenizer,
-        settings,
-        schema_to_grammar=toy_grammar,
-        schema_rules=toy_rules,
-    )
-    server = Server(app, engine, drain_seconds=0.1)
+    app = create_app(models, settings)
+    server = Server(app, models, drain_seconds=0.1)
     listener = listen(settings)
     # Small buffers on both sides, so that a client that does not read soon blocks the server.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
@@ -133,7 +143,7 @@ def running(
     thread.start()
     try:
         assert eventually(lambda: server.started, 5.0)
-        yield Site(engine, url_of(listener))
+        yield url_of(listener)
     finally:
         server.should_exit = True
         thread.join(5.0)

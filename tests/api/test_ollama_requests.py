@@ -194,12 +194,12 @@ def test_prompts_that_cannot_be_served_are_refused(site: MessagesSite, body: dic
     ("body", "field"),
     [
         ({"messages": "Hi"}, "messages"),
-        ({"messages": [{"role": "robot", "content": "Hi"}]}, "messages[...].role"),
-        ({"messages": [{"content": "Hi"}]}, "messages[...]"),
-        ({"messages": [{"role": "user", "content": ["Hi"]}]}, "messages[...].content"),
+        ({"messages": [{"role": "robot", "content": "Hi"}]}, "messages[0].role"),
+        ({"messages": [{"content": "Hi"}]}, "messages[0]"),
+        ({"messages": [{"role": "user", "content": ["Hi"]}]}, "messages[0].content"),
         ({"messages": USER, "options": {"top_p": 2}}, "options.top_p"),
         ({"messages": USER, "options": {"temperature": "hot"}}, "options.temperature"),
-        ({"messages": USER, "tools": [{"function": {"name": ""}}]}, "tools[...].function.name"),
+        ({"messages": USER, "tools": [{"function": {"name": ""}}]}, "tools[0].function.name"),
         ({"messages": USER, "think": 3}, "think"),
     ],
 )

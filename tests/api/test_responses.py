@@ -248,6 +248,11 @@ def test_a_token_limit_makes_a_response_incomplete(site: ResponsesSite):
     assert types_of(site.events(max_output_tokens=3))[-1] == "incomplete"
 
 
+def test_a_stop_string_ends_the_reply(site: ResponsesSite):
+    answer = site.ask(stop=["lo"])
+    assert (answer["status"], answer["output"][0]["content"][0]["text"]) == ("completed", "Hel")
+
+
 def test_a_call_that_was_cut_off_is_incomplete(site: ResponsesSite):
     site.engine.script = Say(tokens_of(calling("ls", '{"path": "a')[:-1]), reason="length")
     (item,) = site.ask(tools=[LS])["output"]

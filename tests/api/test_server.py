@@ -7,11 +7,11 @@ import socket
 
 import httpx
 import pytest
-from tests.api.harness import TEMPLATE, TOKENIZER, reply, tokens_of, toy_grammar, toy_rules
+from tests.api.harness import reply, served_by, tokens_of
 
 from kvstet.api import create_app, serve
+from kvstet.api.models import OneModel
 from kvstet.api.server import listen, url_of
-from kvstet.chat.renderer import Renderer
 from kvstet.config import ServerOptions
 from kvstet.engine.fake_client import Hang, Say, ScriptedEngine
 
@@ -21,9 +21,7 @@ USER = [{"role": "user", "content": "Hi"}]
 
 async def serving(engine: ScriptedEngine, drain_seconds: float = 10.0) -> tuple[asyncio.Task[None], str]:
     """A task that serves, and where."""
-    app = create_app(
-        engine, Renderer(TEMPLATE, TOKENIZER), TOKENIZER, OPTIONS, schema_to_grammar=toy_grammar, schema_rules=toy_rules
-    )
+    app = create_app(OneModel(served_by(engine)), OPTIONS)
     urls: asyncio.Queue[str] = asyncio.Queue()
     task = asyncio.create_task(serve(app, engine, OPTIONS, drain_seconds=drain_seconds, on_listening=urls.put_nowait))
     return task, await urls.get()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
@@ -13,45 +14,38 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from kvstet import __version__
+from kvstet.api import ports
 from kvstet.api.access import Access
 from kvstet.api.anthropic.endpoints import Messages
 from kvstet.api.envelopes import ErrorAnswer, json_response
 from kvstet.api.exchange import ExchangeMiddleware, answer_error
 from kvstet.api.guards import HostGuard, KeyGuard, PageGuard, cors
 from kvstet.api.metrics import Metrics
+from kvstet.api.models import ModelEndpoint
+from kvstet.api.ollama.endpoints import Replies
+from kvstet.api.ollama.models import REFUSED, ModelLibrary
 from kvstet.api.openai.endpoints import Completions
 from kvstet.api.openai.inspection import Inspection
-from kvstet.api.ports import Renderer, SchemaToGrammar, Services
+from kvstet.api.ports import Services
 from kvstet.api.responses.endpoints import Responses
-from kvstet.chat.reply.grammar import SchemaRules
 from kvstet.config import ServerOptions
-from kvstet.engine.client import EngineClient
 from kvstet.errors import KvstetError
-from kvstet.types import Tokenizer
 
 _LOADING = ErrorAnswer(
     503,
-    "The engine is not ready: it loads the model, or starts again after a crash.",
+    "No model is ready: it is being loaded, could not be loaded, or starts again after a crash.",
     "server_error",
     "engine_not_ready",
     retry_after_seconds=1.0,
 )
 
-Endpoint = Callable[[Request], Awaitable[Response]]
+Endpoint = Callable[[Request], Awaitable[Response]] | ModelEndpoint
 
 
-def create_app(
-    engine: EngineClient,
-    renderer: Renderer,
-    tokenizer: Tokenizer,
-    options: ServerOptions,
-    *,
-    schema_to_grammar: SchemaToGrammar,
-    schema_rules: SchemaRules,
-) -> Starlette:
-    """The server of one model. Asks nothing of the engine until the first request; closing it is the caller's."""
-    metrics = Metrics(engine)
-    services = Services(engine, renderer, tokenizer, schema_to_grammar, schema_rules, options, metrics)
+def create_app(models: ports.Models, options: ServerOptions) -> Starlette:
+    """The server of these models. Asks nothing of them until the first request; closing them is the caller's."""
+    metrics = Metrics(lambda: {status.names[0]: status.engine for status in models.statuses()})
+    services = Services(models, options, metrics)
     app = Starlette(
         routes=_routes(services),
         middleware=[
@@ -70,25 +64,34 @@ def create_app(
 def _routes(services: Services) -> list[Route]:
     completions, inspection, status = Completions(services), Inspection(services), Status(services)
     messages, responses = Messages(services), Responses(services)
+    of_model = partial(ModelEndpoint, services)
+    replies, library = Replies(services), ModelLibrary(services)
     return [
         Route("/", status.index),
         *_both("/health", "GET", status.health),
         Route("/metrics", status.metrics),
         *_both("/models", "GET", inspection.models),
         *_both("/models/{name:path}", "GET", inspection.model),
-        *_both("/chat/completions", "POST", completions.chat),
-        *_both("/completions", "POST", completions.text),
-        *_both("/responses", "POST", responses.create),
+        *_both("/chat/completions", "POST", of_model(completions.chat)),
+        *_both("/completions", "POST", of_model(completions.text)),
+        *_both("/responses", "POST", of_model(responses.create)),
         *_both("/responses/{id}", "GET", responses.retrieve),
         *_both("/responses/{id}", "DELETE", responses.delete),
         *_both("/responses/{id}/input_items", "GET", responses.input_items),
-        Route("/v1/messages", messages.messages, methods=["POST"]),
-        Route("/v1/messages/count_tokens", messages.count_tokens, methods=["POST"]),
+        Route("/v1/messages", of_model(messages.messages), methods=["POST"]),
+        Route("/v1/messages/count_tokens", of_model(messages.count_tokens), methods=["POST"]),
+        Route("/api/chat", of_model(replies.chat), methods=["POST"]),
+        Route("/api/generate", of_model(replies.generate), methods=["POST"]),
+        Route("/api/tags", library.tags),
+        Route("/api/ps", library.running),
+        Route("/api/show", library.show, methods=["POST"]),
+        Route("/api/version", library.version),
+        *(Route(path, library.refuse, methods=["POST", "DELETE"]) for path in REFUSED),
         Route("/props", inspection.props),
         Route("/slots", inspection.slots),
-        Route("/tokenize", inspection.tokenize, methods=["POST"]),
-        Route("/detokenize", inspection.detokenize, methods=["POST"]),
-        Route("/apply-template", inspection.apply_template, methods=["POST"]),
+        Route("/tokenize", of_model(inspection.tokenize), methods=["POST"]),
+        Route("/detokenize", of_model(inspection.detokenize), methods=["POST"]),
+        Route("/apply-template", of_model(inspection.apply_template), methods=["POST"]),
     ]
 
 
@@ -117,7 +120,7 @@ class Status:
 
     async def health(self, request: Request) -> Response:
         return (
-            json_response({"status": "ok"}) if self._services.engine.is_ready else _LOADING.response(request.url.path)
+            json_response({"status": "ok"}) if self._services.models.is_ready else _LOADING.response(request.url.path)
         )
 
     async def metrics(self, request: Request) -> Response:

@@ -110,13 +110,13 @@ def _decode(body: bytes, kind: type[T]) -> T:
     except msgspec.ValidationError:
         raise
     except msgspec.DecodeError:
-        mended = _mend_surrogates(body)
+        mended = mend_surrogates(body)
         if mended == body:
             raise
         return msgspec.json.decode(mended, type=kind)
 
 
-def _mend_surrogates(body: bytes) -> bytes:
+def mend_surrogates(body: bytes) -> bytes:
     """Replace halves of surrogate pairs by U+FFFD.
 
     Clients written in JavaScript cut tool output at any UTF-16 unit, and then send half of an emoji with every

@@ -10,10 +10,12 @@ GrammarError                         400     invalid_grammar
 missing or wrong API key             401     invalid_api_key
 foreign Host header                  403     invalid_host
 unknown path                         404     not_found
+UnknownModel                         404     model_not_found
 wrong method                         405     method_not_allowed
 body too large                       413     request_too_large
 QueueFull                            429     queue_full, with Retry-After
-EngineCrashed, ShuttingDown          503     their own, with Retry-After
+EngineCrashed, ShuttingDown,         503     their own, with Retry-After
+ModelUnavailable
 DeadlineExceeded                     504     deadline_exceeded
 anything else                        500     internal_error
 ===================================  ======  ==========================================
@@ -27,7 +29,15 @@ from __future__ import annotations
 from starlette.exceptions import HTTPException
 
 from kvstet.api.envelopes import ErrorAnswer
-from kvstet.errors import ContextOverflow, DeadlineExceeded, KvstetError, QueueFull, RequestError, Unavailable
+from kvstet.errors import (
+    ContextOverflow,
+    DeadlineExceeded,
+    KvstetError,
+    QueueFull,
+    RequestError,
+    Unavailable,
+    UnknownModel,
+)
 
 _BY_STATUS = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
 
@@ -44,7 +54,8 @@ def answer_for(error: Exception, request_id: str) -> ErrorAnswer:
             kind = "invalid_request_error"
             return ErrorAnswer(400, str(error), kind, error.code, error.param, overflow=overflow)
         case RequestError():
-            return ErrorAnswer(400, str(error), "invalid_request_error", error.code, error.param)
+            status = 404 if isinstance(error, UnknownModel) else 400
+            return ErrorAnswer(status, str(error), "invalid_request_error", error.code, error.param)
         case Unavailable():
             return _unavailable(error)
         case HTTPException(status_code=status):

@@ -10,7 +10,7 @@ from typing import Any
 
 from kvstet.api.decoding import TextStream
 from kvstet.api.generation import Generation, OnEnd
-from kvstet.api.ports import Message, Renderer, ReplyParser, Services
+from kvstet.api.ports import Message, Renderer, ReplyParser, Served
 from kvstet.chat.plain import PlainParser
 from kvstet.chat.reply.grammar import ANY_CALL, CallDemand
 from kvstet.engine.messages import Generate
@@ -69,10 +69,10 @@ class Job:
     new_parser: Callable[[], ReplyParser]
     on_end: OnEnd | None = None
 
-    def start(self, services: Services, *, on_first_token: Callable[[], None]) -> Generation:
+    def start(self, served: Served, *, on_first_token: Callable[[], None]) -> Generation:
         """Nothing is asked of the engine before the first piece is awaited."""
         return Generation(
-            services.engine,
+            served.engine,
             self.requests,
             self.new_text,
             self.new_parser,
@@ -81,27 +81,27 @@ class Job:
         )
 
 
-def chat_job(services: Services, id: str, conversation: Conversation, terms: Terms, *, prompt_field: str) -> Job:
+def chat_job(served: Served, id: str, conversation: Conversation, terms: Terms, *, prompt_field: str) -> Job:
     """Raises a RequestError for what could not be served; ``prompt_field`` is where the messages came from."""
-    prompt = render(services.renderer, conversation)
+    prompt = render(served.renderer, conversation)
     tools = [*conversation.tools, *conversation.deferred_tools] if conversation.calls_tools else []
-    terms = _held_to_tools(services, prompt, tools, conversation.demand, terms)
+    terms = _held_to_tools(served, prompt, tools, conversation.demand, terms)
     job = _make_job(
-        services,
+        served,
         id,
         [prompt],
         terms,
         prompt_field=prompt_field,
-        new_text=partial(TextStream, services.tokenizer, terms.stops, services.renderer.shown_tokens),
-        new_parser=partial(services.renderer.parser, prompt, tools),
+        new_text=partial(TextStream, served.tokenizer, terms.stops, served.renderer.shown_tokens),
+        new_parser=partial(served.renderer.parser, prompt, tools),
     )
-    return replace(job, on_end=partial(services.renderer.remember, prompt) if terms.uses_cache else None)
+    return replace(job, on_end=partial(served.renderer.remember, prompt) if terms.uses_cache else None)
 
 
-def text_job(services: Services, id: str, prompts: Sequence[Prompt], terms: Terms, *, prompt_field: str) -> Job:
+def text_job(served: Served, id: str, prompts: Sequence[Prompt], terms: Terms, *, prompt_field: str) -> Job:
     """A reply to bare text is text."""
-    new_text = partial(TextStream, services.tokenizer, terms.stops)
-    return _make_job(services, id, prompts, terms, prompt_field=prompt_field, new_text=new_text, new_parser=PlainParser)
+    new_text = partial(TextStream, served.tokenizer, terms.stops)
+    return _make_job(served, id, prompts, terms, prompt_field=prompt_field, new_text=new_text, new_parser=PlainParser)
 
 
 def render(renderer: Renderer, conversation: Conversation) -> Prompt:
@@ -118,13 +118,13 @@ def render(renderer: Renderer, conversation: Conversation) -> Prompt:
 
 
 def _held_to_tools(
-    services: Services, prompt: Prompt, tools: list[dict[str, Any]], demand: CallDemand, terms: Terms
+    served: Served, prompt: Prompt, tools: list[dict[str, Any]], demand: CallDemand, terms: Terms
 ) -> Terms:
     """With a grammar for the calls, unless the reply has one already. Raises GrammarError where a call is required."""
     if not tools or terms.sampling.grammar is not None:
         return terms
     try:
-        grammar = services.renderer.call_grammar(prompt, tools, services.schema_rules, demand)
+        grammar = served.renderer.call_grammar(prompt, tools, served.schema_rules, demand)
     except GrammarError as error:
         if demand.is_required:
             raise
@@ -143,7 +143,7 @@ def _held_to_tools(
 
 
 def _make_job(
-    services: Services,
+    served: Served,
     id: str,
     prompts: Sequence[Prompt],
     terms: Terms,
@@ -155,7 +155,7 @@ def _make_job(
     # One token more, unless no reply is asked for. The engine says the same, but knows no field to name.
     num_reply_tokens = int(terms.max_new_tokens != 0)
     for prompt in prompts:
-        _check_length(prompt, num_reply_tokens, services.engine.info.context_length, prompt_field)
+        _check_length(prompt, num_reply_tokens, served.engine.info.context_length, prompt_field)
     if terms.num_choices * len(prompts) > _MAX_CHOICES:
         raise InvalidRequest(f"One request may ask for at most {_MAX_CHOICES} choices in all.", param="n")
     repeated = [(prompt, choice) for prompt in prompts for choice in range(terms.num_choices)]

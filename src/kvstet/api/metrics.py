@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -15,6 +15,12 @@ from kvstet.engine.messages import Stats
 Outcome = Literal["ok", "client_error", "server_error", "disconnected"]
 Admission = Literal["admitted", "concurrency", "rate"]
 """Whether a key's request was let in, or which of the key's limits kept it out."""
+
+Engines = Callable[[], Mapping[str, EngineClient | None]]
+"""The models' names, and their engines; None: not loaded."""
+
+Family = CounterMetricFamily | GaugeMetricFamily
+Labels = tuple[str, ...]
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500)
 
@@ -43,7 +49,7 @@ _SOURCES = ("reused", "loaded", "shifted", "computed")
 class Metrics:
     """The metrics of one server, in a registry of their own."""
 
-    def __init__(self, engine: EngineClient) -> None:
+    def __init__(self, engines: Engines) -> None:
         self._registry = CollectorRegistry()
         self._requests = Counter("kvstet_requests", "Requests answered.", ["route", "outcome"], registry=self._registry)
         self._request_seconds = Histogram(
@@ -65,7 +71,7 @@ class Metrics:
             buckets=_SECONDS,
             registry=self._registry,
         )
-        self._registry.register(_EngineCollector(engine))
+        self._registry.register(_EngineCollector(engines))
 
     def observe_request(self, route: str, outcome: Outcome, seconds: float) -> None:
         self._requests.labels(route, outcome).inc()
@@ -83,27 +89,44 @@ class Metrics:
 
 
 class _EngineCollector(Collector):
-    """Reads `EngineClient.stats` at scrape time, so that there is one set of counters and not two."""
+    """Reads `EngineClient.stats` at scrape time, so that there is one set of counters and not two.
 
-    def __init__(self, engine: EngineClient) -> None:
-        self._engine = engine
+    Where there are several models, each value has its model as a label; a model that is not loaded has no counters.
+    """
+
+    def __init__(self, engines: Engines) -> None:
+        self._engines = engines
 
     def describe(self) -> Iterable[Metric]:
         """Names without values, so that registering asks nothing of the engine."""
         return ()
 
     def collect(self) -> Iterable[Metric]:
-        stats = self._engine.stats()
-        yield GaugeMetricFamily("kvstet_ready", "1 while the engine takes requests.", value=self._engine.is_ready)
-        yield _prompt_tokens(stats)
+        engines = self._engines()
+        label = ("model",) if len(engines) > 1 else ()
+        stats = {(name,)[: len(label)]: engine.stats() for name, engine in engines.items() if engine is not None}
+        ready = GaugeMetricFamily("kvstet_ready", "1 while the engine takes requests.", labels=label)
+        for name, engine in engines.items():
+            ready.add_metric((name,)[: len(label)], engine is not None and engine.is_ready)
+        yield ready
+        yield _prompt_tokens(label, stats)
         for name, (metric, text) in _COUNTERS.items():
-            yield CounterMetricFamily(metric, text, value=getattr(stats, name))
+            yield _filled(CounterMetricFamily(metric, text, labels=label), name, stats)
         for name, (metric, text) in _GAUGES.items():
-            yield GaugeMetricFamily(metric, text, value=getattr(stats, name))
+            yield _filled(GaugeMetricFamily(metric, text, labels=label), name, stats)
 
 
-def _prompt_tokens(stats: Stats) -> Metric:
-    family = CounterMetricFamily("kvstet_prompt_tokens", "Prompt tokens by where they came from.", labels=["source"])
-    for source in _SOURCES:
-        family.add_metric([source], getattr(stats, f"num_{source}_tokens"))
+def _filled(family: Family, field: str, stats: Mapping[Labels, Stats]) -> Family:
+    """With a field of each engine's counters."""
+    for labels, counters in stats.items():
+        family.add_metric(labels, getattr(counters, field))
+    return family
+
+
+def _prompt_tokens(label: Labels, stats: Mapping[Labels, Stats]) -> Metric:
+    text = "Prompt tokens by where they came from."
+    family = CounterMetricFamily("kvstet_prompt_tokens", text, labels=(*label, "source"))
+    for labels, counters in stats.items():
+        for source in _SOURCES:
+            family.add_metric((*labels, source), getattr(counters, f"num_{source}_tokens"))
     return family

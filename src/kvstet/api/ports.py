@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,6 +12,7 @@ from kvstet.chat.deltas import Delta, ParsedReply
 from kvstet.chat.reply.grammar import CallDemand, CallGrammar, SchemaRules
 from kvstet.config import ServerOptions
 from kvstet.engine.client import EngineClient
+from kvstet.engine.messages import ModelInfo
 from kvstet.types import Prompt, Tokenizer
 
 Message = dict[str, Any]
@@ -76,18 +78,74 @@ class Renderer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Services:
-    """Everything an endpoint works with."""
+class Served:
+    """Everything an endpoint works with that is of one model."""
 
     engine: EngineClient
     renderer: Renderer
     tokenizer: Tokenizer
     schema_to_grammar: SchemaToGrammar
     schema_rules: SchemaRules
+    given_name: str | None = None
+    """None: it is called what its file says."""
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> Sequence[str]:
+        """What the model is called: its own name first, then the aliases."""
+        return tuple(dict.fromkeys((self.given_name or self.engine.info.name, *self.aliases)))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """One of the models, as it stands."""
+
+    names: Sequence[str]
+    """Its own first, then the aliases."""
+    info: ModelInfo | None
+    """None: it was not loaded yet."""
+    engine: EngineClient | None
+    """None: it is not loaded."""
+
+
+class Models(Protocol):
+    """The models of a server; `kvstet.api.models.OneModel` is the simple one, `kvstet.cli.models.pool.ModelPool` loads
+    them on demand."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a request can be served by at least one of them, be it that the model is loaded for it."""
+        ...
+
+    def statuses(self) -> Sequence[ModelStatus]:
+        """Of all models, at least one; the first serves requests that name none."""
+        ...
+
+    def status(self, name: str | None) -> ModelStatus:
+        """Of the model of this name; loads nothing. Raises UnknownModel."""
+        ...
+
+    def use(self, name: str | None) -> AbstractAsyncContextManager[Served]:
+        """The model of this name, loaded and held until the block is left.
+
+        Raises UnknownModel, and ModelUnavailable where it cannot be loaded now.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Stop them all; requests in flight end with `ShuttingDown`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Everything an endpoint works with, whatever the model."""
+
+    models: Models
     options: ServerOptions
     metrics: Metrics
 
     @property
     def model_names(self) -> Sequence[str]:
-        """What the model is called: its own name first, then the aliases."""
-        return tuple(dict.fromkeys((self.engine.info.name, *self.options.aliases)))
+        """What clients may ask for: each model's own name, and its aliases."""
+        return tuple(dict.fromkeys(name for status in self.models.statuses() for name in status.names))

@@ -8,12 +8,12 @@ import socket
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from typing import Protocol
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from kvstet.config import ServerOptions
-from kvstet.engine.client import EngineClient
 
 DRAIN_SECONDS = 10.0
 """How long running replies may go on once the server was asked to stop."""
@@ -23,6 +23,12 @@ _LAST_RESORT_SECONDS = 5
 
 _KEEP_ALIVE_SECONDS = 120
 """Agents pause between requests; a connection closed under their next request is an error they do not retry."""
+
+
+class Closable(Protocol):
+    """What goes with the server: an engine, or all models."""
+
+    async def close(self) -> None: ...
 
 
 def listen(options: ServerOptions) -> socket.socket:
@@ -40,31 +46,31 @@ def url_of(listener: socket.socket) -> str:
 
 async def serve(
     app: ASGIApp,
-    engine: EngineClient,
+    models: Closable,
     options: ServerOptions,
     *,
     drain_seconds: float = DRAIN_SECONDS,
     on_listening: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM, and close the engine.
+    """Serve until SIGINT or SIGTERM, and close the models.
 
     Replies that run then may go on for ``drain_seconds``, or until a second SIGINT; what is left ends with
     ShuttingDown. ``on_listening`` gets the URL once connections are accepted. Raises OSError as `listen` does.
     """
     listener = listen(options)
     try:
-        server = Server(app, engine, drain_seconds)
+        server = Server(app, models, drain_seconds)
         on_listening(url_of(listener))
         await server.serve(sockets=[listener])
     finally:
         listener.close()
-        await engine.close()
+        await models.close()
 
 
 class Server(uvicorn.Server):
-    """Uvicorn, with an engine that is closed while its last connections can still be told."""
+    """Uvicorn, with models that are closed while its last connections can still be told."""
 
-    def __init__(self, app: ASGIApp, engine: EngineClient, drain_seconds: float = DRAIN_SECONDS) -> None:
+    def __init__(self, app: ASGIApp, models: Closable, drain_seconds: float = DRAIN_SECONDS) -> None:
         config = uvicorn.Config(
             app,
             log_config=None,
@@ -77,13 +83,13 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=int(drain_seconds) + _LAST_RESORT_SECONDS,
         )
         super().__init__(config)
-        self._engine = engine
+        self._models = models
         self._drain_seconds = drain_seconds
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         """Signals end `serve`, and nothing else: uvicorn's own version raises them again when it is done, and the
-        process would die before its engine is closed."""
+        process would die before its models are closed."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -97,12 +103,12 @@ class Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        draining = asyncio.create_task(self._close_engine_later())
+        draining = asyncio.create_task(self._close_models_later())
         try:
             await super().shutdown(sockets)
         finally:
             draining.cancel()
 
-    async def _close_engine_later(self) -> None:
+    async def _close_models_later(self) -> None:
         await asyncio.sleep(self._drain_seconds)
-        await self._engine.close()
+        await self._models.close()

@@ -22,8 +22,10 @@ PING_SECONDS = 15.0
 COMMENT = b": ping\n\n"
 """What clients of any dialect skip."""
 
+EVENTS = "text/event-stream; charset=utf-8"
+"""The content type."""
+
 _HEADERS = {
-    "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-cache",
     "x-accel-buffering": "no",
 }
@@ -41,12 +43,13 @@ class EventStream(Response):
         source: AsyncGenerator[bytes, None],
         *,
         encode_error: Callable[[Exception], bytes],
+        content_type: str = EVENTS,
         ping: bytes = COMMENT,
         ping_seconds: float = PING_SECONDS,
     ) -> None:
         self.status_code = 200
         self.background = None
-        self.init_headers(_HEADERS)
+        self.init_headers({"content-type": content_type, **_HEADERS})
         self._source = source
         self._encode_error = encode_error
         self._ping_data = ping

@@ -24,7 +24,7 @@ from kvstet.chat.reply.grammar import CallDemand, CallGrammar, SchemaRules
 from kvstet.chat.reply.parser import ReplyParser
 from kvstet.chat.segments import DEFAULT_CACHE_BYTES, Encoded, SegmentTokenizer
 from kvstet.chat.template import ChatTemplate
-from kvstet.chat.tools import canonical
+from kvstet.chat.tools import canonical, checked
 from kvstet.chat.traits import Traits, traits_of
 from kvstet.errors import InvalidRequest
 from kvstet.types import MessageSpan, Prompt, Tokenizer
@@ -125,7 +125,7 @@ class Renderer:
         """
         clean = normalise(messages)
         masked = mask(clean) if self._masks else ()
-        tools = [canonical(tool) for tool in tools or ()]
+        tools = [canonical(checked(tool, f"tools[{index}]")) for index, tool in enumerate(tools or ())]
         page = self._tools_page if tools or _use_tools(clean) else self._page
         fitted = fit(clean, tools or (), page.traits)
         rendered = page.template.render(
@@ -159,7 +159,7 @@ class Renderer:
         )
 
     def _echoed(self, rendered: Rendered, fitted: Fitted, messages: Sequence[Message]) -> Echoed:
-        if self._ledger is None:
+        if self._ledger is None or not rendered.marks:
             return Echoed([rendered.text], rendered.marks)
         pairs = zip(fitted.origins, fitted.alone, strict=True)
         sources = [messages[origin] if is_alone else None for origin, is_alone in pairs]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
+from kvstet.errors import InvalidRequest
+
 _FIRST = ("type", "function", "name", "description", "parameters", "properties", "required", "items", "enum")
 """Keys in the order in which most tools are written; all others follow, sorted."""
 
@@ -12,6 +14,19 @@ _FIRST = ("type", "function", "name", "description", "parameters", "properties",
 def canonical(tool: Mapping[str, object]) -> dict[str, object]:
     """The tool with the keys of all its objects in an order that does not depend on the client."""
     return cast("dict[str, object]", _ordered(tool))
+
+
+def checked(tool: Mapping[str, object], where: str) -> Mapping[str, object]:
+    """The tool, if it is one. InvalidRequest names the field that is missing or of another type."""
+    function = tool.get("function")
+    if not isinstance(function, Mapping):
+        raise InvalidRequest(f"{where}.function must be an object.", param=f"{where}.function")
+    fields = cast("Mapping[str, object]", function)
+    if not isinstance(fields.get("name"), str):
+        raise InvalidRequest(f"{where}.function.name must be a string.", param=f"{where}.function.name")
+    if not isinstance(fields.get("parameters"), Mapping | None):
+        raise InvalidRequest(f"{where}.function.parameters must be an object.", param=f"{where}.function.parameters")
+    return tool
 
 
 def _ordered(value: object) -> object:

@@ -18,11 +18,20 @@ MAX_VALUES = 20_000
 """Keys, numbers, strings and so on in the whole schema."""
 
 MAX_COUNT = 500
-"""Largest ``maxLength`` or ``maxItems`` that is enforced; the converter nests a pair of parentheses for each."""
+"""Largest length, or number of items, that is enforced; the converter nests a pair of parentheses for each."""
 
 PARAM = "schema"
 
-CONVERTER_ERRORS = (AssertionError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError)
+CONVERTER_ERRORS = (
+    AssertionError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 """What the converter raises for a schema that it cannot use."""
 
 JSON_CHARACTER = r'[^"\\\x00-\x1F\x7F] | "\\" (["\\/bfnrt] | "u" [0-9a-fA-F] [0-9a-fA-F] [0-9a-fA-F] [0-9a-fA-F])'
@@ -87,7 +96,7 @@ def _convert(schemas: Mapping[str, dict[str, Any]]) -> str:
     for name, schema in schemas.items():
         own: dict[str, Any] = json.loads(json.dumps(schema))
         for mapping in _mappings(own):
-            for key in ("maxLength", "maxItems"):
+            for key in ("maxLength", "maxItems", "minLength", "minItems"):
                 limit = mapping.get(key)
                 if isinstance(limit, int) and limit > MAX_COUNT:
                     del mapping[key]

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001  DeepSeek's markers have wide bars
 """The families of the test set: what each one's template cannot hold, and how to get a reply out of it.
 
 A template loses information: it strips text, drops it beside calls, or prints it where its own markers could not be
@@ -251,7 +252,9 @@ FAMILIES = (
         strips_reasoning=newlines,
         strips_text=first_newlines,
     ),
-    Family("qwen3-coder", _IM, _HERMES, in_values=("</parameter>",), in_keys=(">",), strips_text_before_calls=str.strip),
+    Family(
+        "qwen3-coder", _IM, _HERMES, in_values=("</parameter>",), in_keys=(">",), strips_text_before_calls=str.strip
+    ),
     Family(
         "qwen3.5",
         _IM,
@@ -309,6 +312,9 @@ FAMILIES = (
         (*_DEEPSEEK, "</think>"),
         (*_HERMES, "<｜tool▁calls▁begin｜>"),
         _THINK,
+        # Calls are part of the content, of which the template drops all before this.
+        in_values=("</think>",),
+        in_keys=("</think>",),
         header="<｜Assistant｜>",
     ),
     Family(
@@ -362,8 +368,14 @@ FAMILIES = (
     ),
     Family("granite-3.3", ("<|end_of_text|>",), ("<|tool_call|>",), _THINK, written=as_list),
     Family("granite-4", ("<|end_of_text|>",), _HERMES),
-    Family("nemotron-nano-v2", ("<SPECIAL_12>", "</think>"), ("<TOOLCALL>",), _THINK, strips_text=str.strip,
-           header="<SPECIAL_11>Assistant\n"),
+    Family(
+        "nemotron-nano-v2",
+        ("<SPECIAL_12>", "</think>"),
+        ("<TOOLCALL>",),
+        _THINK,
+        strips_text=str.strip,
+        header="<SPECIAL_11>Assistant\n",
+    ),
     Family(
         "nemotron-3",
         _IM,

@@ -5,16 +5,53 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 
-from reply_families import FAMILIES, Call, Family, Said
 from hypothesis import strategies as st
+from reply_families import FAMILIES, Call, Family, Said
 
 from kvstet.chat.deltas import CallBegin, CallEnd, Delta
 from kvstet.chat.reply.parser import ReplyParser
 
 _MARKERS = sorted({m for f in FAMILIES for m in (*f.ends, *f.opens, *f.thinks, *f.in_values, *f.in_keys)})
 _FRAGMENTS = sorted({m[:3] for m in _MARKERS} | {m[-2:] for m in _MARKERS} | {m[: len(m) // 2] for m in _MARKERS})
-_ORDINARY = [" ", "\n", "\n\n", "\t", "a", "word", "é", "日本", "🙂", '"', "'", "\\", "\\n", "{", "}", "[", "]", "(", ")"]
-_ORDINARY += ["</", "<", ">", "=", ":", ",", "|", "`", "```json\n", "\r\n", "\u2028", "\0", "#", "null", "1", '{"name": "']
+_ORDINARY = [
+    " ",
+    "\n",
+    "\n\n",
+    "\t",
+    "a",
+    "word",
+    "é",
+    "日本",
+    "🙂",
+    '"',
+    "'",
+    "\\",
+    "\\n",
+    "{",
+    "}",
+    "[",
+    "]",
+    "(",
+    ")",
+]
+_ORDINARY += [
+    "</",
+    "<",
+    ">",
+    "=",
+    ":",
+    ",",
+    "|",
+    "`",
+    "```json\n",
+    "\r\n",
+    "\u2028",
+    "\0",
+    "#",
+    "null",
+    "1",
+    '{"name": "',
+]
 _CALLS = ["</tool_call>", "<function=f>", "</function>", "<parameter=x>", '<invoke name="f">', "<arg_key>", "[ARGS]"]
 
 _SNIPPETS = _ORDINARY * 4 + _MARKERS * 2 + _FRAGMENTS + _CALLS
@@ -24,7 +61,7 @@ _MAX_DEPTH = 12
 
 
 class _Choices:
-    """Bytes as choices, nothing but zeros behind their end: much faster than strategies, and shorter ones are simpler."""
+    """Bytes as choices, with zeros behind their end: much faster than strategies, and shrinks as well."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -72,8 +109,17 @@ class _Choices:
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-."
 
 
+NUM_BYTES = 320
+"""Enough for most messages."""
+
+
+def said_by(data: bytes) -> Said:
+    """The message that these choices give."""
+    return _Choices(data).said()
+
+
 def said() -> st.SearchStrategy[Said]:
-    return st.binary(max_size=400).map(lambda data: _Choices(data).said())
+    return st.binary(min_size=NUM_BYTES, max_size=NUM_BYTES).map(said_by)
 
 
 def in_pieces(text: str, sizes: Sequence[int]) -> Iterable[str]:

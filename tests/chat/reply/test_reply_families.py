@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
+from random import Random
 
 import pytest
-from reply_families import FAMILIES, Family, Said, tools_for
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from reply_messages import are_well_formed, in_pieces, meaning, read, said, watched
+from reply_families import FAMILIES, Family, Said, tools_for
+from reply_messages import NUM_BYTES, are_well_formed, in_pieces, meaning, read, said, said_by, watched
 
-from kvstet.chat.reply.parser import message_of
+from kvstet.chat.deltas import message_of
 
 cuts = st.lists(st.integers(1, 12), min_size=1, max_size=4)
 each_family = pytest.mark.parametrize("family", FAMILIES, ids=repr)
 often = settings(deadline=None, max_examples=100, suppress_health_check=list(HealthCheck))
-very_often = settings(often, max_examples=10_000)
 
 
 def check(family: Family, message: Said, sizes: list[int]) -> None:
@@ -28,7 +28,7 @@ def check(family: Family, message: Said, sizes: list[int]) -> None:
     assert (parsed.reasoning, parsed.text) == (held.reasoning, held.text)
     assert [call.name for call in parsed.calls] == [call.name for call in held.calls]
     for got, sent in zip(parsed.calls, held.calls, strict=True):
-        assert meaning(json.loads(got.arguments_json)) == meaning(sent.arguments)
+        assert meaning(json.loads(got.arguments)) == meaning(sent.arguments)
 
 
 @each_family
@@ -39,13 +39,14 @@ def test_what_a_template_prints_is_read_back(family: Family, message: Said, size
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @each_family
-@very_often
-@given(message=said(), sizes=cuts)
-def test_what_a_template_prints_is_read_back_ten_thousand_times(
-    family: Family, message: Said, sizes: list[int]
-) -> None:
-    check(family, message, sizes)
+def test_what_a_template_prints_is_read_back_ten_thousand_times(family: Family) -> None:
+    """Without Hypothesis, which would take three times as long; a message that fails is named all the same."""
+    random = Random(family.name)
+    for _ in range(10_000):
+        message = said_by(random.randbytes(NUM_BYTES))
+        check(family, message, random.choices(range(1, 13), k=4))
 
 
 @each_family

@@ -13,12 +13,12 @@ from kvstet.api.anthropic import events
 from kvstet.api.anthropic.conversation import conversation_of
 from kvstet.api.anthropic.events import Answer
 from kvstet.api.anthropic.requests import CountRequest, MessagesRequest
-from kvstet.api.body import decode, in_worker, read_body
+from kvstet.api.body import decode, in_worker
 from kvstet.api.envelopes import json_response
 from kvstet.api.exchange import exchange_of
 from kvstet.api.hangup import until_hangup
 from kvstet.api.job import Terms, chat_job, render
-from kvstet.api.ports import SchemaToGrammar, Services
+from kvstet.api.ports import SchemaToGrammar, Served, Services
 from kvstet.api.sse import EventStream
 from kvstet.errors import GrammarError, InvalidRequest
 from kvstet.types import DEFAULT_SAMPLING, Sampling
@@ -28,14 +28,13 @@ class Messages:
     """The two endpoints of the Messages API."""
 
     def __init__(self, services: Services) -> None:
-        self._services = services
+        self._metrics = services.metrics
 
-    async def messages(self, request: Request) -> Response:
-        body = await self._body(request)
+    async def messages(self, request: Request, body: bytes, served: Served) -> Response:
         exchange = exchange_of(request)
-        answer = await in_worker(len(body), partial(self._understand, body, exchange.id))
+        answer = await in_worker(len(body), partial(_understand, body, exchange.id, served))
         generation = answer.job.start(
-            self._services, on_first_token=lambda: self._services.metrics.observe_first_token(exchange.seconds)
+            served, on_first_token=lambda: self._metrics.observe_first_token(exchange.seconds)
         )
         if answer.job.terms.is_streamed:
             return EventStream(
@@ -45,36 +44,34 @@ class Messages:
             )
         return json_response(await until_hangup(request.receive, events.whole(answer, generation)))
 
-    async def count_tokens(self, request: Request) -> Response:
-        body = await self._body(request)
-        return json_response(await in_worker(len(body), partial(self._count, body)))
+    async def count_tokens(self, request: Request, body: bytes, served: Served) -> Response:
+        return json_response(await in_worker(len(body), partial(_count, body, served)))
 
-    async def _body(self, request: Request) -> bytes:
-        return await read_body(request, self._services.options.max_body_bytes)
 
-    def _understand(self, body: bytes, id: str) -> Answer:
-        fields = decode(body, MessagesRequest)
-        if fields.messages[-1].role == "assistant":
-            raise InvalidRequest(
-                "messages must not end with an assistant message: this server cannot go on with a reply that is given.",
-                param="messages",
-            )
-        terms = _terms(fields, self._services.schema_to_grammar)
-        job = chat_job(self._services, id, conversation_of(fields), terms, prompt_field="messages")
-        return Answer(
-            f"msg_{id}",
-            fields.model or self._services.model_names[0],
-            job,
-            "omitted" if fields.thinking and fields.thinking.display == "omitted" else "shown",
-            manages_context=fields.context_management is not None,
+def _understand(body: bytes, id: str, served: Served) -> Answer:
+    fields = decode(body, MessagesRequest)
+    if fields.messages[-1].role == "assistant":
+        raise InvalidRequest(
+            "messages must not end with an assistant message: this server cannot go on with a reply that is given.",
+            param="messages",
         )
+    terms = _terms(fields, served.schema_to_grammar)
+    job = chat_job(served, id, conversation_of(fields), terms, prompt_field="messages")
+    return Answer(
+        f"msg_{id}",
+        fields.model or served.names[0],
+        job,
+        "omitted" if fields.thinking and fields.thinking.display == "omitted" else "shown",
+        manages_context=fields.context_management is not None,
+    )
 
-    def _count(self, body: bytes) -> dict[str, Any]:
-        fields = decode(body, CountRequest)
-        num_tokens = len(render(self._services.renderer, conversation_of(fields)).tokens)
-        if fields.context_management is None:
-            return {"input_tokens": num_tokens}
-        return {"input_tokens": num_tokens, "context_management": {"original_input_tokens": num_tokens}}
+
+def _count(body: bytes, served: Served) -> dict[str, Any]:
+    fields = decode(body, CountRequest)
+    num_tokens = len(render(served.renderer, conversation_of(fields)).tokens)
+    if fields.context_management is None:
+        return {"input_tokens": num_tokens}
+    return {"input_tokens": num_tokens, "context_management": {"original_input_tokens": num_tokens}}
 
 
 def _terms(fields: MessagesRequest, schema_to_grammar: SchemaToGrammar) -> Terms:

@@ -15,6 +15,7 @@ from typing import Any, Literal, cast
 import msgspec
 
 from kvstet.api.anthropic.signatures import carrying_signature_of, signature_of
+from kvstet.api.body import mend_surrogates
 from kvstet.api.envelopes import ErrorAnswer, anthropic_envelope
 from kvstet.api.generation import Generation, Piece
 from kvstet.api.job import Job
@@ -234,7 +235,7 @@ def _fill(block: dict[str, Any], text: str) -> None:
 def _object(arguments: str) -> dict[str, Any]:
     """What cannot be read as an object is none: the tool then says itself what it misses."""
     try:
-        value: object = json.loads(arguments)
+        value: object = json.loads(mend_surrogates(arguments.encode()))
     except (ValueError, RecursionError):
         return {}
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}

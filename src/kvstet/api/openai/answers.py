@@ -17,7 +17,7 @@ from kvstet.api.generation import Generation, Piece
 from kvstet.api.job import Job
 from kvstet.api.openai.requests import GenerationFields
 from kvstet.api.openai.shapes import Shape
-from kvstet.api.ports import Services
+from kvstet.api.ports import Served
 from kvstet.api.report import Report, report_of
 from kvstet.chat.deltas import Delta
 
@@ -55,8 +55,8 @@ class Answer:
         return len(self.job.requests)
 
 
-def head_of(id: str, fields: GenerationFields, services: Services) -> Head:
-    return Head(id, int(time.time()), fields.model or services.model_names[0])
+def head_of(id: str, fields: GenerationFields, served: Served) -> Head:
+    return Head(id, int(time.time()), fields.model or served.names[0])
 
 
 def encode_error(answer: ErrorAnswer) -> bytes:

@@ -9,7 +9,7 @@ import numpy as np
 
 from kvstet.api.job import Conversation
 from kvstet.api.openai.requests import ChatRequest, NamedTool, TemplateRequest
-from kvstet.api.ports import Services
+from kvstet.api.ports import Served
 from kvstet.chat.reply.grammar import CallDemand
 from kvstet.errors import InvalidRequest
 from kvstet.types import MessageSpan, Prompt, Tokenizer
@@ -44,24 +44,24 @@ def _demand_of(fields: ChatRequest | TemplateRequest) -> CallDemand:
     )
 
 
-def prompts_of(prompt: str | Sequence[str | int | list[int]], services: Services) -> list[Prompt]:
+def prompts_of(prompt: str | Sequence[str | int | list[int]], served: Served) -> list[Prompt]:
     """A completion's prompts: a text, a list of token ids, or a list of either."""
     if isinstance(prompt, str):
-        return [services.renderer.raw(prompt)]
+        return [served.renderer.raw(prompt)]
     if not prompt:
         raise InvalidRequest("The prompt is empty.", param="prompt")
     tokens = [part for part in prompt if isinstance(part, int)]
     if len(tokens) == len(prompt):
-        return [token_prompt(tokens, services.tokenizer)]
-    return [_listed_prompt(part, services) for part in prompt]
+        return [token_prompt(tokens, served.tokenizer)]
+    return [_listed_prompt(part, served) for part in prompt]
 
 
-def _listed_prompt(part: str | int | list[int], services: Services) -> Prompt:
+def _listed_prompt(part: str | int | list[int], served: Served) -> Prompt:
     match part:
         case str():
-            return services.renderer.raw(part)
+            return served.renderer.raw(part)
         case list():
-            return token_prompt(part, services.tokenizer)
+            return token_prompt(part, served.tokenizer)
         case _:
             raise InvalidRequest("A list of prompts holds texts or lists of tokens, not single tokens.", param="prompt")
 

@@ -11,14 +11,14 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from kvstet.api.body import decode, in_worker, read_body
+from kvstet.api.body import decode, in_worker
 from kvstet.api.envelopes import ErrorAnswer, json_response
 from kvstet.api.exchange import exchange_of
 from kvstet.api.hangup import until_hangup
 from kvstet.api.job import Conversation, Job, Terms, chat_job
 from kvstet.api.openai.requests import GenerationFields
 from kvstet.api.openai.sampling import sampling_of, stops_of
-from kvstet.api.ports import Services
+from kvstet.api.ports import Served, Services
 from kvstet.api.responses import events
 from kvstet.api.responses.conversation import conversation_of, found_tools, items_of, resolved
 from kvstet.api.responses.events import Body, Head, Stream
@@ -62,17 +62,14 @@ class Responses:
     """The endpoints. Stored responses are kept in memory, and lost when the server restarts."""
 
     def __init__(self, services: Services, store: ResponseStore | None = None) -> None:
-        self._services = services
+        self._metrics = services.metrics
         self._store = store or ResponseStore()
 
-    async def create(self, request: Request) -> Response:
-        body = await read_body(request, self._services.options.max_body_bytes)
+    async def create(self, request: Request, body: bytes, served: Served) -> Response:
         exchange = exchange_of(request)
-        understood = await in_worker(len(body), partial(self._understand, body, exchange.id))
+        understood = await in_worker(len(body), partial(self._understand, body, exchange.id, served))
         head, job, keep = understood.head, understood.job, partial(self._keep, understood)
-        generation = job.start(
-            self._services, on_first_token=lambda: self._services.metrics.observe_first_token(exchange.seconds)
-        )
+        generation = job.start(served, on_first_token=lambda: self._metrics.observe_first_token(exchange.seconds))
         if job.terms.is_streamed:
             stream = Stream(head)
             return EventStream(
@@ -103,7 +100,7 @@ class Responses:
         after = request.query_params.get("after")
         return json_response(page_of(stored, order=order, limit=_page_limit(request), after=after))
 
-    def _understand(self, body: bytes, number: str) -> Understood:
+    def _understand(self, body: bytes, number: str, served: Served) -> Understood:
         fields = decode(body, ResponsesRequest)
         _check(fields)
         history = self._store.history(fields.previous_response_id)
@@ -111,87 +108,14 @@ class Responses:
         new_items = resolved(items_of(fields.input), self._store.find_item)
         tools = toolbox_of(fields.tools or (), found_tools([*old_items, *new_items]))
         conversation = conversation_of(fields, old_items, new_items, tools)
-        terms = self._terms(fields)
+        terms = _terms(fields, served)
         return Understood(
-            head=self._head(fields, number, terms.sampling, tools),
-            job=self._job(fields, number, conversation, terms),
+            head=_head(fields, number, terms.sampling, tools, served),
+            job=_job(fields, number, conversation, terms, served),
             history=history,
             new_items=new_items,
             is_stored=fields.store is not False,
         )
-
-    def _terms(self, fields: ResponsesRequest) -> Terms:
-        given = GenerationFields(**{name: getattr(fields, name) for name in _SAMPLING_FIELDS})
-        sampling = sampling_of(given, self._services.tokenizer, self._services.schema_to_grammar)
-        return Terms(
-            sampling=replace(sampling, grammar=self._grammar(fields)),
-            stops=stops_of(given),
-            max_new_tokens=fields.max_output_tokens,
-            uses_cache=fields.cache_prompt is not False,
-            is_streamed=bool(fields.stream),
-        )
-
-    def _grammar(self, fields: ResponsesRequest) -> str | None:
-        wanted = fields.text.format if fields.text else None
-        if wanted is None or wanted.type == "text":
-            return None
-        if wanted.type == "json_schema" and wanted.schema is None:
-            raise InvalidRequest(
-                "A format of type json_schema needs an object as its schema.", param="text.format.schema"
-            )
-        try:
-            return self._services.schema_to_grammar(wanted.schema or {"type": "object"})
-        except RecursionError:
-            raise GrammarError("The JSON schema is nested too deeply.", param="text.format.schema") from None
-
-    def _job(
-        self, fields: ResponsesRequest, number: str, conversation: Conversation, terms: Terms
-    ) -> Job:
-        def new_job(conversation: Conversation) -> Job:
-            return chat_job(self._services, number, conversation, terms, prompt_field="input")
-
-        try:
-            return job_that_fits(conversation, new_job) if fields.truncation == "auto" else new_job(conversation)
-        except RequestError as error:
-            if error.param is not None and error.param.startswith("messages"):
-                error.param = "input"
-            raise
-
-    def _head(self, fields: ResponsesRequest, number: str, sampling: Sampling, tools: Toolbox) -> Head:
-        frame: Body = {
-            "id": f"resp_{number}",
-            "object": "response",
-            "created_at": int(time.time()),
-            "status": "in_progress",
-            "background": False,
-            "completed_at": None,
-            "error": None,
-            "incomplete_details": None,
-            "instructions": fields.instructions,
-            "max_output_tokens": fields.max_output_tokens,
-            "max_tool_calls": fields.max_tool_calls,
-            "model": fields.model or self._services.model_names[0],
-            "output": [],
-            "parallel_tool_calls": fields.parallel_tool_calls is not False,
-            "previous_response_id": fields.previous_response_id,
-            "prompt_cache_key": fields.prompt_cache_key,
-            "reasoning": fields.reasoning or {"effort": None, "summary": None},
-            "safety_identifier": fields.safety_identifier,
-            "service_tier": "default",
-            "store": fields.store is not False,
-            "temperature": sampling.temperature,
-            "text": _text_config(fields),
-            "tool_choice": _without_nulls(fields.tool_choice or "auto"),
-            "tools": fields.tools or [],
-            "top_logprobs": 0,
-            "top_p": sampling.top_p,
-            "truncation": fields.truncation or "disabled",
-            "usage": None,
-            "user": fields.user,
-            "metadata": fields.metadata or {},
-        }
-        seals = _SEALED_REASONING in (fields.include or ())
-        return Head(number, frame, tools, seals, self._services.tokenizer)
 
     def _keep(self, understood: Understood, body: Body) -> None:
         if not understood.is_stored:
@@ -200,6 +124,79 @@ class Responses:
         output = tuple(KeptItem(item, has_own_id=True) for item in body["output"])
         encoded = msgspec.json.encode(body)
         self._store.keep(StoredResponse(body["id"], encoded, (*understood.history, *new), output))
+
+
+def _terms(fields: ResponsesRequest, served: Served) -> Terms:
+    given = GenerationFields(**{name: getattr(fields, name) for name in _SAMPLING_FIELDS})
+    sampling = sampling_of(given, served.tokenizer, served.schema_to_grammar)
+    return Terms(
+        sampling=replace(sampling, grammar=_grammar(fields, served)),
+        stops=stops_of(given),
+        max_new_tokens=fields.max_output_tokens,
+        uses_cache=fields.cache_prompt is not False,
+        is_streamed=bool(fields.stream),
+    )
+
+
+def _grammar(fields: ResponsesRequest, served: Served) -> str | None:
+    wanted = fields.text.format if fields.text else None
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.type == "json_schema" and wanted.schema is None:
+        raise InvalidRequest("A format of type json_schema needs an object as its schema.", param="text.format.schema")
+    try:
+        return served.schema_to_grammar(wanted.schema or {"type": "object"})
+    except RecursionError:
+        raise GrammarError("The JSON schema is nested too deeply.", param="text.format.schema") from None
+
+
+def _job(fields: ResponsesRequest, number: str, conversation: Conversation, terms: Terms, served: Served) -> Job:
+    def new_job(conversation: Conversation) -> Job:
+        return chat_job(served, number, conversation, terms, prompt_field="input")
+
+    try:
+        return job_that_fits(conversation, new_job) if fields.truncation == "auto" else new_job(conversation)
+    except RequestError as error:
+        if error.param is not None and error.param.startswith("messages"):
+            error.param = "input"
+        raise
+
+
+def _head(fields: ResponsesRequest, number: str, sampling: Sampling, tools: Toolbox, served: Served) -> Head:
+    frame: Body = {
+        "id": f"resp_{number}",
+        "object": "response",
+        "created_at": int(time.time()),
+        "status": "in_progress",
+        "background": False,
+        "completed_at": None,
+        "error": None,
+        "incomplete_details": None,
+        "instructions": fields.instructions,
+        "max_output_tokens": fields.max_output_tokens,
+        "max_tool_calls": fields.max_tool_calls,
+        "model": fields.model or served.names[0],
+        "output": [],
+        "parallel_tool_calls": fields.parallel_tool_calls is not False,
+        "previous_response_id": fields.previous_response_id,
+        "prompt_cache_key": fields.prompt_cache_key,
+        "reasoning": fields.reasoning or {"effort": None, "summary": None},
+        "safety_identifier": fields.safety_identifier,
+        "service_tier": "default",
+        "store": fields.store is not False,
+        "temperature": sampling.temperature,
+        "text": _text_config(fields),
+        "tool_choice": _without_nulls(fields.tool_choice or "auto"),
+        "tools": fields.tools or [],
+        "top_logprobs": 0,
+        "top_p": sampling.top_p,
+        "truncation": fields.truncation or "disabled",
+        "usage": None,
+        "user": fields.user,
+        "metadata": fields.metadata or {},
+    }
+    seals = _SEALED_REASONING in (fields.include or ())
+    return Head(number, frame, tools, seals, served.tokenizer)
 
 
 def _check(fields: ResponsesRequest) -> None:

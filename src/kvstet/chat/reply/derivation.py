@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from os.path import commonprefix
+from itertools import takewhile
 
 from kvstet.chat.reply.probes import IDS, KEYS, NAMES, NUMBER, REASON, RESULT, TEXT, VALUES, Probes
 from kvstet.chat.reply.syntax import (
@@ -41,12 +41,18 @@ def derive_reasoning(probes: Probes, calls: CallSyntax | None) -> Reasoning | No
         return None
     opening = _CHUNK.search(tail[: tail.index(REASON)])
     close = _between(tail, REASON, TEXT) if with_text else _before_calls(tail, calls)
-    if opening is None or not close or not close.strip():
+    if opening is None or not close or not close.strip() or _is_header(opening.group(), probes):
         return None
     if with_text:
         close = close.removesuffix(_text_open_behind(close, probes))
         close = _shared_space(close, with_call, calls)
     return Reasoning(_bounded(opening.group()), Marker.of(close))
+
+
+def _is_header(marker: str, probes: Probes) -> bool:
+    """Whether it stands directly in front of text as well."""
+    plain = probes.reply(TEXT) or ""
+    return plain.partition(TEXT)[0].rstrip().endswith(marker.rstrip())
 
 
 def _shows_both(tail: str) -> bool:
@@ -82,7 +88,8 @@ def _shared_space(close: str, with_call: str | None, calls: CallSyntax | None) -
     before_calls = _before_calls(with_call, calls) if with_call and REASON in with_call else None
     if not before_calls or not before_calls.startswith(close.rstrip()):
         return close
-    return commonprefix([close, before_calls])
+    space = takewhile(lambda pair: pair[0] == pair[1], zip(close, before_calls, strict=False))
+    return "".join(character for character, _ in space)
 
 
 def derive_text_open(probes: Probes, reasoning: Reasoning | None) -> Marker:
@@ -241,9 +248,7 @@ def _derive_tagged(probes: Probes, one: str, before_number: str) -> CallSyntax |
         return None
     key_open = _shared_end(before_key, between)
     value_close = between.removesuffix(key_open)
-    form = TagArguments(
-        Marker.of(key_open), Marker.of(before_value), Marker.of(before_number), Marker.of(value_close)
-    )
+    form = TagArguments(Marker.of(key_open), Marker.of(before_value), Marker.of(before_number), Marker.of(value_close))
     if not (form.key_open and form.string_key_close and form.value_close):
         return None
     behind = one[one.index(VALUES[0]) + len(VALUES[0]) :]
@@ -307,10 +312,8 @@ def _between_calls(probes: Probes, arguments: Arguments) -> str | None:
         return between.lstrip('"').lstrip().removeprefix("}")
     if isinstance(arguments, KeyedArguments):
         return between.removeprefix(arguments.quote).lstrip().removeprefix("}")
-    if isinstance(arguments, TagArguments):
-        close = arguments.value_close
-        return between.removeprefix(close.before + " ".join(close.parts)).removeprefix(close.after)
-    return None
+    close = arguments.value_close
+    return between.removeprefix(close.before + " ".join(close.parts)).removeprefix(close.after)
 
 
 def _without_id(before: str) -> tuple[str, str]:
@@ -359,7 +362,7 @@ def _json_size(text: str) -> int:
 
 def _between(text: str, start: str, stop: str) -> str | None:
     """Text between two probes, where they stand in this order."""
-    first, found, rest = text.partition(start)
+    _, found, rest = text.partition(start)
     between, found_stop, _ = rest.partition(stop)
     return between if found and found_stop else None
 

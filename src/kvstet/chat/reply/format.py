@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Literal, cast
 
+from kvstet.chat.deltas import message_of
 from kvstet.chat.reply.derivation import derive_calls, derive_ends, derive_reasoning, derive_text_open
 from kvstet.chat.reply.grammar import CallDemand, CallGrammar, SchemaRules, call_grammar, harmony_grammar
 from kvstet.chat.reply.harmony import HARMONY_MARKERS, HarmonyReader
 from kvstet.chat.reply.json_text import decode as json_value
 from kvstet.chat.reply.known import HERMES, known_calls, known_ends, named_reasoning, speaks_harmony
-from kvstet.chat.reply.parser import ReplyParser, message_of
+from kvstet.chat.reply.parser import ReplyParser
 from kvstet.chat.reply.probes import KEYS, NAMES, TOOLS, VALUES, Probes
 from kvstet.chat.reply.sink import Sink
 from kvstet.chat.reply.source import Source
@@ -19,6 +20,7 @@ from kvstet.chat.reply.syntax import CallSyntax, Marker, Reasoning
 from kvstet.chat.reply.turn import TurnForm, TurnReader
 from kvstet.chat.reply.types import ArgumentTypes
 from kvstet.chat.template import ChatTemplate
+from kvstet.errors import GrammarError
 
 _CHECKED = ({KEYS[0]: VALUES[0], KEYS[1]: VALUES[1]},)
 
@@ -61,6 +63,15 @@ class ReplyFormat:
         in_reasoning: bool = False,
     ) -> CallGrammar | None:
         """What holds a reply to the tools; None: this format has no grammar. Raises GrammarError."""
+        try:
+            return self._grammar(tools, to_rules, demand, in_reasoning=in_reasoning)
+        except (AttributeError, TypeError, KeyError, ValueError) as error:
+            # A schema may say anything: a property that is true, a list where an object belongs.
+            raise GrammarError(f"A tool's schema cannot be turned into a grammar: {error}", param="tools") from error
+
+    def _grammar(
+        self, tools: Sequence[Mapping[str, object]], to_rules: SchemaRules, demand: CallDemand, *, in_reasoning: bool
+    ) -> CallGrammar | None:
         if self.style == "harmony":
             return harmony_grammar(tools, to_rules, demand)
         if not self.calls:
@@ -123,7 +134,7 @@ def _reads_probe(calls: CallSyntax, probes: Probes) -> bool:
     shown = ReplyFormat("turn", None, Marker(), (), (calls,), "derived")
     parser = shown.parser(tools=TOOLS)
     reply = message_of([*parser.feed(tail.removeprefix(probes.prompt or "")), *parser.flush()])
-    read = [(call.name, json_value(call.arguments_json)) for call in reply.calls]
+    read = [(call.name, json_value(call.arguments)) for call in reply.calls]
     return read == list(zip(NAMES, _CHECKED, strict=False))
 
 

@@ -19,6 +19,11 @@ from kvstet.chat.reply.types import ArgumentTypes
 
 _HEADER_TAGS = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>")
 _ENDS = ("<|end|>", "<|return|>", "<|call|>", "<|start|>", "<|channel|>")
+_HEADER = re.compile(
+    r"(?:<\|start\|>\s*assistant)?\s*(?:to=\S+?)?\s*"
+    r"(?:<\|channel\|>\s*(?:analysis|commentary|final)\s*(?:to=\S+?)?)?\s*"
+    r"(?:(?:<\|constrain\|>)?\s*(?:json|code)\s*)?<\|message\|>"
+)
 _RECIPIENT = re.compile(r"\bto=(?:functions\.)?([^\s<]+)")
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
 HARMONY_MARKERS = (*_HEADER_TAGS, *_ENDS)
@@ -52,11 +57,11 @@ class HarmonyReader:
         if tag is None:
             yield from self._body(_MESSAGE)
             return
-        header = "" if tag == _MESSAGE else (yield from self._rest_of_header())
-        if header is not None:
-            yield from self._body(known + tag + header)
+        header = known + tag + ("" if tag == _MESSAGE else (yield from self._rest_of_header()))
+        if _HEADER.fullmatch(header):
+            yield from self._body(header)
         else:
-            self._sink.text(tag)
+            self._sink.text(header[len(known) :])
             yield from self._body(_MESSAGE)
 
     def _header_begins(self, known: str) -> Reading[str | None]:
@@ -66,12 +71,12 @@ class HarmonyReader:
                 return tag if tag in _HEADER_TAGS else f" {tag}"
         return None
 
-    def _rest_of_header(self) -> Reading[str | None]:
-        """All up to the body; None, with nothing read, where it is no header."""
+    def _rest_of_header(self) -> Reading[str]:
+        """All up to the body; nothing where it is no header."""
         stops = stops_of((_MESSAGE,), ())
         while (found := stops.search(self._source.text)) is None:
             if self._source.ended or len(self._source.text) > _MAX_HEADER_CHARACTERS:
-                return None
+                return ""
             yield
         return self._source.take(found[2])
 

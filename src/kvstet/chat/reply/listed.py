@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from kvstet.chat.reply.json_text import copy_decoded_string, copy_value, decode, read_string, read_value
 from kvstet.chat.reply.literals import PYTHON, LiteralReader
-from kvstet.chat.reply.names import is_name
+from kvstet.chat.reply.names import is_name, may_become_name
 from kvstet.chat.reply.sink import Sink
 from kvstet.chat.reply.source import Reading, Source
 from kvstet.chat.reply.syntax import ListedCalls, ObjectCalls
@@ -16,6 +17,18 @@ _WORD = re.compile(r"[\w.:/-]+")
 _COMMON_NAME_KEYS = frozenset({"name"})
 _COMMON_ARGUMENTS_KEYS = frozenset({"arguments", "parameters"})
 _OTHER_KEYS = frozenset({"id", "type", "tool_call_id"})
+
+
+@dataclass(slots=True)
+class _Call:
+    """What is known of a call while its object is read."""
+
+    name: str | None = None
+    arguments: str | None = None
+    """Where they came before the name."""
+    begun: bool = False
+    num_unknown: int = 0
+    """Members that no call has."""
 
 
 class ListReader:
@@ -34,7 +47,7 @@ class ListReader:
         return f"ListReader({self._syntax!r})"
 
     def read(self) -> Reading[bool]:
-        """Read what stands behind an opening marker. Whether there was a call; what is none is given out as text."""
+        """Read what stands behind an opening marker. Whether there was a call; if not, the source remembers all."""
         num_calls = 0
         in_list = False
         while True:
@@ -55,7 +68,8 @@ class ListReader:
                 self._source.put_back()
                 return True
             elif not (yield from self._item(first)):
-                self._sink.text(self._source.raw())
+                if num_calls:
+                    self._source.put_back()
                 return num_calls > 0
             else:
                 num_calls += 1
@@ -75,44 +89,47 @@ class ListReader:
 
     def _object(self) -> Reading[bool]:
         self._source.take(1)
-        name: str | None = None
-        arguments: str | None = None
-        begun = False
-        while True:
-            first = yield from self._source.skip_spaces()
-            if first == "}":
-                break
+        call = _Call()
+        while (first := (yield from self._source.skip_spaces())) != "}":
             if first == ",":
                 self._source.take(1)
-                continue
-            key = yield from read_string(self._source)
-            if key is None or not (yield from self._source.match(":")):
-                return begun and (yield from self._rest())
-            yield from self._source.skip_spaces()
-            if key in self._name_keys and name is None:
-                name = yield from read_string(self._source)
-                if name is None or not self._knows(name):
-                    return begun and (yield from self._rest())
-            elif key in self._arguments_keys and not begun and name is not None:
-                self._source.forget()
-                self._sink.begin(name)
-                begun = True
-                if not (yield from self._arguments()):
-                    return (yield from self._rest())
-            elif not self._syntax.opens and key not in self._arguments_keys | _OTHER_KEYS:
-                return False
-            else:
-                value = yield from read_value(self._source)
-                if value is None:
-                    return begun and (yield from self._rest())
-                arguments = value if key in self._arguments_keys else arguments
+            elif not (yield from self._member(call)):
+                return call.begun and (yield from self._rest())
         self._source.take(1)
-        if name is None:
+        return self._finish(call)
+
+    def _member(self, call: _Call) -> Reading[bool]:
+        """A key and its value. Whether a call can have it."""
+        key = yield from read_string(self._source)
+        if key is None or not (yield from self._source.match(":")):
             return False
-        if not begun:
-            self._source.forget()
-            self._sink.begin(name)
-            self._sink.arguments(_unwrapped(arguments or "{}"))
+        yield from self._source.skip_spaces()
+        if key in self._name_keys and call.name is None:
+            call.name = yield from read_string(self._source)
+            return call.name is not None and self._knows(call.name)
+        if key in self._arguments_keys and call.name is not None and not call.begun:
+            self._begin(call, call.name)
+            return (yield from self._arguments())
+        if not self._syntax.opens and key not in self._arguments_keys | _OTHER_KEYS:
+            return False
+        value = yield from read_value(self._source)
+        if key in self._arguments_keys:
+            call.arguments = value
+        elif key not in _OTHER_KEYS:
+            call.num_unknown += 1
+        return value is not None
+
+    def _begin(self, call: _Call, name: str) -> None:
+        self._source.forget()
+        self._sink.begin(name)
+        call.begun = True
+
+    def _finish(self, call: _Call) -> bool:
+        if call.name is None or (call.num_unknown and call.arguments is None and not call.begun):
+            return False
+        if not call.begun:
+            self._begin(call, call.name)
+            self._sink.arguments(_unwrapped(call.arguments or "{}"))
         self._sink.end()
         return True
 
@@ -132,6 +149,8 @@ class ListReader:
     def _python(self) -> Reading[bool]:
         found = _WORD.match(self._source.text)
         while found is not None and found.end() == len(self._source.text) and not self._source.ended:
+            if not may_become_name(found.group(), ()):
+                return False
             yield
             found = _WORD.match(self._source.text)
         if found is None or not self._knows(found.group()):

@@ -30,12 +30,13 @@ class MarkedReader:
         return f"MarkedReader({self._syntax!r})"
 
     def read(self) -> Reading[bool]:
-        """Read what stands behind the opening's first part. Whether there was a call; what is none goes out as text."""
+        """Read what stands behind the opening's head. Whether there was a call; if not, the source remembers all."""
         num_calls = 0
         parts: Sequence[str] | None = self._syntax.open.parts[1:]
         while parts is not None:
             if not (yield from self._source.match_all(parts)) or not (yield from self._call()):
-                self._sink.text(self._source.raw())
+                if num_calls:
+                    self._source.put_back()
                 return num_calls > 0
             num_calls += 1
             self._source.begin()
@@ -63,7 +64,7 @@ class MarkedReader:
         return (yield from self._value(name))
 
     def _tagged(self, form: TagArguments, name: str) -> Reading[bool]:
-        reader = TagReader(form, self._syntax.call_close, name, self._source, self._sink, self._types)
+        reader = TagReader(form, self._source, self._sink, self._types, name=name, call_close=self._syntax.call_close)
         outcome = yield from reader.read()
         return outcome == "complete" or (outcome == "broken" and (yield from self._rest()))
 

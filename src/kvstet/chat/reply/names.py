@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 _MAX_CHARACTERS = 256
-_NEVER = frozenset("<>{}[]()\"'`,;=\\|｜")
+_NEVER = frozenset("<>{}[]()\"'`,;=\\|\uff5c")
+"""Parts of markers; the last is the wide bar of DeepSeek's."""
 
 
 def is_name(name: str) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Protocol
 
-from kvstet.chat.deltas import ArgumentsDelta, CallBegin, CallEnd, Delta, ReasoningDelta, TextDelta
+from kvstet.chat.deltas import Delta, TextDelta
 from kvstet.chat.reply.sink import Sink
 from kvstet.chat.reply.source import Reading, Source
+
+_MAX_PIECE_CHARACTERS = 1024
+"""Longer text is read piece by piece: what was not read yet is copied now and then."""
 
 
 class Reader(Protocol):
@@ -40,56 +41,15 @@ class ReplyParser:
         """Text as generated, cut anywhere, control tokens printed as their text."""
         if self._ended:
             return [TextDelta(text)] if text else []
-        self._source.add(text)
-        return self._go_on()
+        for start in range(0, len(text), _MAX_PIECE_CHARACTERS):
+            self._source.add(text[start : start + _MAX_PIECE_CHARACTERS])
+            next(self._reading, None)
+        return self._sink.drain()
 
     def flush(self) -> list[Delta]:
         """No more text will come; what is incomplete is given out as far as it is there."""
         if self._ended:
             return []
         self._ended = self._source.ended = True
-        return self._go_on()
-
-    def _go_on(self) -> list[Delta]:
         next(self._reading, None)
         return self._sink.drain()
-
-
-@dataclass(frozen=True, slots=True)
-class ParsedCall:
-    """``arguments_json`` is one JSON text, if the model wrote it to its end."""
-
-    name: str
-    arguments_json: str
-
-
-@dataclass(frozen=True, slots=True)
-class ParsedReply:
-    """What a reply says as a whole."""
-
-    reasoning: str
-    text: str
-    calls: tuple[ParsedCall, ...]
-
-
-def message_of(deltas: Iterable[Delta]) -> ParsedReply:
-    """Put deltas together."""
-    reasoning: list[str] = []
-    text: list[str] = []
-    names: list[str] = []
-    arguments: list[list[str]] = []
-    for delta in deltas:
-        match delta:
-            case ReasoningDelta(piece):
-                reasoning.append(piece)
-            case TextDelta(piece):
-                text.append(piece)
-            case CallBegin(_, name):
-                names.append(name)
-                arguments.append([])
-            case ArgumentsDelta(index, json):
-                arguments[index].append(json)
-            case CallEnd():
-                pass
-    calls = (ParsedCall(name, "".join(pieces)) for name, pieces in zip(names, arguments, strict=True))
-    return ParsedReply("".join(reasoning), "".join(text), tuple(calls))

@@ -23,7 +23,7 @@ VALUES = ("kvstet_value", "kvstet_valuf")
 NUMBER = 27182818
 
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
-_TOOLS = [
+TOOLS: Sequence[Mapping[str, object]] = [
     {
         "type": "function",
         "function": {
@@ -64,9 +64,7 @@ class Probes:
         """The generation prompt."""
         return self._render([], generation_prompt=True)
 
-    def reply(
-        self, text: str = "", calls: Sequence[Arguments] = (), reasoning: str = "", then: str = ""
-    ) -> str | None:
+    def reply(self, text: str = "", calls: Sequence[Arguments] = (), reasoning: str = "", then: str = "") -> str | None:
         """An assistant's message at the end of the conversation, or with ``then`` (a role) behind it.
 
         It calls a tool of `NAMES` for each of ``calls``.
@@ -92,7 +90,7 @@ class Probes:
         try:
             rendered = self._template.render(
                 [{"role": "user", "content": USER}, *messages],
-                tools=_TOOLS,
+                tools=TOOLS,
                 add_generation_prompt=generation_prompt,
                 now=datetime(2000, 1, 1),
                 extra=self._extra,

@@ -42,18 +42,15 @@ class Source:
         """From here on, remember what is read, behind what was read already."""
         self._raw = [already]
 
-    def raw(self) -> str:
-        """What was read since `begin`; it is not remembered any longer."""
-        raw, self._raw = "".join(self._raw or ()), None
-        return raw
-
     def forget(self) -> None:
         """Remember nothing any longer."""
         self._raw = None
 
-    def put_back(self) -> None:
-        """Unread what was read since `begin`."""
-        self.text = self.raw() + self.text
+    def put_back(self, num_kept: int = 0) -> str:
+        """Unread what was read since `begin`, but for so many characters at its start, which are the result."""
+        raw, self._raw = "".join(self._raw or ()), None
+        self.text = raw[num_kept:] + self.text
+        return raw[:num_kept]
 
     def peek(self) -> Reading[str]:
         """The next character, not read; nothing at the end."""
@@ -93,7 +90,7 @@ class Source:
         return True
 
     def match_all(self, literals: Sequence[str]) -> Reading[bool]:
-        """Read all of these, with any white space before each; what was read stays read where a later one is missing."""
+        """Read all of these, with any white space before each. Where one is missing, those before it stay read."""
         for literal in literals:
             if not (yield from self.match(literal)):
                 return False

@@ -22,7 +22,7 @@ class TagReader:
     """
 
     def __init__(
-        self, form: TagArguments, call_close: Marker, name: str, source: Source, sink: Sink, types: ArgumentTypes
+        self, form: TagArguments, source: Source, sink: Sink, types: ArgumentTypes, *, name: str, call_close: Marker
     ) -> None:
         self._form = form
         self._call_close = call_close

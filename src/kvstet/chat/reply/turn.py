@@ -91,11 +91,14 @@ class TurnReader:
             if self._source.text[offset : offset + 1] not in ("{", "["):
                 return "nothing"
             self._source.begin()
-            return "calls" if (yield from self._read_calls(reader)) else "text"
+            return "calls" if (yield from self._read_calls(reader, offset + 1)) else "text"
         return "nothing"
 
-    def _read_calls(self, reader: CallReader) -> Reading[bool]:
+    def _read_calls(self, reader: CallReader, num_opening_characters: int) -> Reading[bool]:
+        """Whether there were any; if not, what seemed to open them is text, and all behind it is read again."""
         found = yield from reader.read()
+        if not found:
+            self._sink.text(self._source.put_back(num_opening_characters))
         self._source.forget()
         return found
 
@@ -114,7 +117,7 @@ class TurnReader:
         index = yield from self._source.until(self._heads, self._sink.text, self._spaces)
         if 0 <= index < len(self._callers):
             self._source.begin(self._heads[index])
-            return (yield from self._read_calls(self._callers[index]))
+            return (yield from self._read_calls(self._callers[index], len(self._heads[index])))
         if index >= 0:
             yield from self._source.match_all(self._markers[index].parts[1:])
         return True

@@ -10,6 +10,7 @@ from typing import cast
 from kvstet.chat.reply.json_text import decode, is_value, quoted
 
 _ANY = frozenset({"string", "number", "boolean", "null", "array", "object"})
+_TEXT = frozenset({"string"})
 _MAX_DEPTH = 8
 _PYTHON_CONSTANTS = {"True": "true", "False": "false", "None": "null"}
 
@@ -32,7 +33,7 @@ class ArgumentTypes:
 
     def is_text(self, tool: str, key: str) -> bool:
         """Whether the argument can be nothing but a string."""
-        return self._types.get(tool, {}).get(key) == {"string"}
+        return self._types.get(tool, {}).get(key) == _TEXT
 
     def json_of(self, tool: str, key: str, text: str) -> str:
         """The argument as JSON. Where the schema leaves it open, what reads as another value than a string is one."""
