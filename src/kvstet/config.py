@@ -14,6 +14,14 @@ MIB = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
+class Lora:
+    """An adapter on a model's weights."""
+
+    path: Path
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class ModelOptions:
     """Options of the model and its context. None means: as the model file or libllama says."""
 
@@ -45,6 +53,8 @@ class ModelOptions:
     """Let libllama rearrange weights for this CPU's widest instructions."""
     mmap: bool = True
     mlock: bool = False
+    lora: tuple[Lora, ...] = ()
+    """Adapters, all of them in effect for every request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +81,24 @@ class EngineOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class ServedOptions:
+    """One of the models of a server."""
+
+    model: ModelOptions
+    engine: EngineOptions = field(default_factory=EngineOptions)
+    name: str | None = None
+    """None: what the file calls itself; only for a model that is served alone."""
+    aliases: tuple[str, ...] = ()
+    chat_template: str | None = None
+    """Name of a built-in template, a file, or the template itself; None: the model's own."""
+
+    @property
+    def label(self) -> str:
+        """What to call it before its file was read."""
+        return self.name or self.model.path.stem
+
+
+@dataclass(frozen=True, slots=True)
 class ApiKey:
     """A key that clients may send, and how much may be asked for with it. None: no limit."""
 
@@ -94,11 +122,7 @@ class ServerOptions:
     """Further names under which the server is reached; ``*``: any. See `kvstet.api.guards.HostGuard`."""
     cors_origins: tuple[str, ...] = ()
     """Origins of web pages that may use the server from a browser; ``*``: all."""
-    aliases: tuple[str, ...] = ()
-    """Names the model answers to in `/v1/models`; any other name is served as well."""
     max_body_bytes: int = 64 * MIB
-    chat_template: str | None = None
-    """Name of a built-in template, a file, or the template itself; None: the model's own."""
     echoes: bool = True
     """Put the model's own replies back into prompts as it generated them."""
     masks: bool = True

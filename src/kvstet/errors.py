@@ -7,11 +7,13 @@
     │   ├── InvalidRequest        a field is missing, absurd or not supported
     │   ├── ContextOverflow       the prompt does not fit, with the numbers
     │   ├── TemplateError         the chat template raised on these messages
+    │   ├── UnknownModel          the server has no model of this name
     │   └── GrammarError          a grammar or JSON schema that cannot be used
     ├── Unavailable               not now: a 5xx or 429, the client may retry
     │   ├── QueueFull
     │   ├── DeadlineExceeded
     │   ├── EngineCrashed
+    │   ├── ModelUnavailable      it cannot be loaded, or there is no memory for it
     │   └── ShuttingDown
     ├── LlamaError                libllama refused, or would have corrupted or aborted
     │   ├── ModelLoadError
@@ -82,6 +84,12 @@ class GrammarError(RequestError):
     code = "invalid_grammar"
 
 
+class UnknownModel(RequestError):
+    """The server has no model of this name."""
+
+    code = "model_not_found"
+
+
 class Unavailable(KvstetError):
     """The request is fine, but cannot be served now."""
 
@@ -105,6 +113,13 @@ class EngineCrashed(Unavailable):
     """The engine process died while it worked on this request; it is being restarted."""
 
     code = "engine_crashed"
+
+
+class ModelUnavailable(Unavailable):
+    """The model is not loaded, and cannot be loaded now."""
+
+    code = "model_unavailable"
+    retry_after_seconds = 5.0
 
 
 class ShuttingDown(Unavailable):

@@ -16,7 +16,8 @@ _PER_SESSION = 4
 _SCHEMA = {
     "type": "object",
     "properties": {
-        "city": {"type": "string", "maxLength": 20},
+        "city": {"type": "string", "minLength": 1, "maxLength": 20},
+        "places": {"type": "array", "items": {"type": "string"}, "minItems": 1},
         "days": {"type": "integer"},
         "tags": {"enum": ["a", 1]},
     },

@@ -13,7 +13,7 @@ from tests.cli.harness import Body, serving, user
 
 from kvstet.api.access import BadAccess
 from kvstet.cli.main import app
-from kvstet.config import ApiKey, EngineOptions, ModelOptions, ServerOptions
+from kvstet.config import ApiKey, ServerOptions
 
 SECRET = "xyzzy-plugh"
 
@@ -25,7 +25,7 @@ def options_of(monkeypatch: pytest.MonkeyPatch) -> Serve:
     """Runs ``kvstet serve`` with arguments, but for the serving; returns what would be served."""
     served: list[ServerOptions] = []
 
-    async def note(model: ModelOptions, engine: EngineOptions, server: ServerOptions) -> None:
+    async def note(models: object, server: ServerOptions, **_: object) -> None:
         served.append(server)
 
     monkeypatch.setattr(import_module("kvstet.cli.serve"), "run", note)

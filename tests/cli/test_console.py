@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 from rich.logging import RichHandler
 
+from kvstet.api.ports import ModelStatus
 from kvstet.cli.console import log_handler, stderr_console
 from kvstet.cli.startup import show_startup
 from kvstet.cli.watch import WatchedEngine
-from kvstet.config import EngineOptions
+from kvstet.config import ModelOptions, ServedOptions
 from kvstet.engine.fake_client import TINY_MODEL, ScriptedEngine
 
 WORDS = " ".join(f"word{number}" for number in range(100))
@@ -33,11 +35,14 @@ def test_a_long_log_line_stays_one_line(capsys: pytest.CaptureFixture[str]):
 def test_a_requests_line_and_the_start_up_text_stay_whole(capsys: pytest.CaptureFixture[str]):
     console = stderr_console()
     WatchedEngine(ScriptedEngine(), console)._say("1234", WORDS)
-    show_startup(console, "http://127.0.0.1:8080", TINY_MODEL, EngineOptions())
+    loaded = ServedOptions(ModelOptions(Path("tiny.gguf"))), ModelStatus(("tiny",), TINY_MODEL, None)
+    other = ServedOptions(ModelOptions(Path("other.gguf"))), ModelStatus(("other",), None, None)
+    show_startup(console, "http://127.0.0.1:8080", [loaded, other])
     said, *lines = capsys.readouterr().err.splitlines()
     assert said.endswith(f" 1234 {WORDS}")
     assert len(lines) >= 5
     assert not any(line.startswith(" ") for line in lines)
+    assert lines[-1].rstrip().endswith("other (other.gguf), loaded when it is asked for")
     assert max(map(len, lines)) < 300
 
 

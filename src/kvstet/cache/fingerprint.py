@@ -18,13 +18,13 @@ PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 """How llama.cpp names the parts of a model that was split."""
 
 
-def model_fingerprint(path: Path, identity: Iterable[str], store: DiskStore) -> bytes:
-    """Names the state of one model under one set of options. Raises OSError where the file cannot be read.
+def model_fingerprint(path: Path, identity: Iterable[str], store: DiskStore, adapters: Iterable[Path] = ()) -> bytes:
+    """Names the state of one model under one set of options. Raises OSError where a file cannot be read.
 
     The hash of a file is remembered in the store, and taken anew when its size, time or inode changes. It is no
     cryptographic one: it tells files apart, and nobody gains by a collision of their own.
     """
-    hashes = [_remembered_hash(part, store).hex() for part in model_files(path)]
+    hashes = [_remembered_hash(part, store).hex() for part in (*model_files(path), *adapters)]
     return xxhash.xxh3_128_digest("\n".join([*hashes, *identity]).encode())
 
 

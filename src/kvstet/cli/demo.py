@@ -9,11 +9,13 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from kvstet.api import create_app
 from kvstet.api import server as http
-from kvstet.cli.stack import Stack
+from kvstet.api.models import OneModel
+from kvstet.cli.stack import LoadedModel
 from kvstet.cli.startup import show_startup
 from kvstet.cli.watch import loading_bar
-from kvstet.config import EngineOptions, ModelOptions, ServerOptions
+from kvstet.config import ModelOptions, ServedOptions, ServerOptions
 from kvstet.demo.model import demo_model_path
 from kvstet.demo.replay import Answer, Pair, Replay, drift
 from kvstet.demo.session import RecordedRequest, load_session
@@ -35,23 +37,24 @@ async def run(num_requests: int | None) -> None:
     """Start a server, replay, and print the table."""
     session = load_session()
     requests = session.requests[:num_requests]
-    model, engine, server = ModelOptions(demo_model_path()), EngineOptions(), ServerOptions(port=0)
-    with loading_bar(console, model.path.name) as on_progress:
-        stack = await Stack.start(model, engine, server, on_progress)
+    options, server = ServedOptions(ModelOptions(demo_model_path())), ServerOptions(port=0)
+    with loading_bar(console, options.model.path.name) as on_progress:
+        loaded = await LoadedModel.load(options, server, on_progress)
+    models = OneModel(loaded.served)
     listener = http.listen(server)
-    serving = asyncio.create_task(http.Server(stack.app, stack.engine).serve(sockets=[listener]))
+    serving = asyncio.create_task(http.Server(create_app(models, server), models).serve(sockets=[listener]))
     try:
-        show_startup(console, http.url_of(listener), stack.engine.info, engine)
+        show_startup(console, http.url_of(listener), [(options, models.status(None))])
         console.print(
             f"\nA session of {session.provenance.client}, {len(requests)} requests, replayed:", highlight=False
         )
         await compare(Replay(http.url_of(listener)), requests)
     finally:
-        await stack.engine.close()
+        await models.close()
         serving.cancel()
         await asyncio.gather(serving, return_exceptions=True)
         listener.close()
-        stack.vocabulary.close()
+        await loaded.close()
 
 
 async def compare(replay: Replay, requests: tuple[RecordedRequest, ...]) -> None:

@@ -1,23 +1,42 @@
-"""``kvstet serve``: one model behind the OpenAI endpoint."""
+"""``kvstet serve``: models behind the endpoints of all dialects."""
 
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
 import platformdirs
 import typer
+from rich.markup import escape
 
+from kvstet.api import create_app
 from kvstet.api import server as http
 from kvstet.api.access import gather_keys
 from kvstet.api.guards import host_name, origin
 from kvstet.cli.clients.client import KEY_VARIABLE
 from kvstet.cli.console import stderr_console
-from kvstet.cli.stack import Stack
+from kvstet.cli.models.configuration import BadModels, Settings, Values, values_of
+from kvstet.cli.models.hub import fetch
+from kvstet.cli.models.listing import Source, check_unique, located, lora_of, source_of
+from kvstet.cli.models.memory import MachineMemory
+from kvstet.cli.models.pool import ModelPool
+from kvstet.cli.stack import LoadedModel
 from kvstet.cli.startup import show_startup
 from kvstet.cli.watch import WatchedEngine, loading_bar
-from kvstet.config import MIB, EngineOptions, FlashAttention, KvType, ModelOptions, RopeScaling, ServerOptions
+from kvstet.config import (
+    MIB,
+    EngineOptions,
+    FlashAttention,
+    KvType,
+    ModelOptions,
+    RopeScaling,
+    ServedOptions,
+    ServerOptions,
+)
 from kvstet.demo.model import demo_model_path
 
 console = stderr_console()
@@ -26,7 +45,11 @@ DEFAULT_CACHE_FOLDER = platformdirs.user_cache_path("kvstet") / "state"
 CACHE_FOLDER_VARIABLE = "KVSTET_CACHE_DIR"
 KEY_FILE_VARIABLE = "KVSTET_API_KEY_FILE"
 
-MODEL, CACHE, SERVER, ACCESS = "Model (names as in llama.cpp)", "Cache and scheduling", "Server", "Access"
+MODELS, MODEL, CACHE = "Models", "Model (names as in llama.cpp)", "Cache and scheduling"
+SERVER, ACCESS = "Server", "Access"
+
+UNLOAD_SECONDS = 900.0
+"""How long a model may rest where there are several, unless the user says otherwise."""
 
 
 def option(
@@ -45,8 +68,31 @@ def option(
 
 
 def serve(
-    model: Annotated[Path | None, typer.Argument(help="A GGUF file; none: the bundled SmolLM2-135M.")] = None,
+    context: typer.Context,
+    model: Annotated[
+        str | None, typer.Argument(help="A GGUF file or hf:OWNER/REPO[:QUANT]; none: the bundled SmolLM2-135M.")
+    ] = None,
     *,
+    models: Annotated[
+        list[str] | None, option("--model", panel=MODELS, text="Further model, [NAME=]FILE; repeatable.")
+    ] = None,
+    config: Annotated[Path | None, option("--config", panel=MODELS, text="Options of server and models: TOML.")] = None,
+    alias: Annotated[
+        list[str] | None, option("-a", "--alias", panel=MODELS, text="Further name of the model; repeatable.")
+    ] = None,
+    preload: Annotated[
+        list[str] | None,
+        option("--preload", panel=MODELS, text="Model to load at the start; repeatable. None: the first."),
+    ] = None,
+    unload_after: Annotated[
+        float | None,
+        option(
+            "--unload-after", panel=MODELS, text="Seconds without a request, then it is unloaded. 0: never.", at_least=0
+        ),
+    ] = None,
+    lora: Annotated[
+        list[str] | None, option("--lora", panel=MODELS, text="LoRA adapter, FILE[:SCALE]; repeatable.")
+    ] = None,
     host: Annotated[str, option("--host", panel=SERVER, text="Address to bind.")] = "127.0.0.1",
     port: Annotated[
         int, option("--port", panel=SERVER, text="Port; 0 takes a free one.", at_least=0, at_most=65535)
@@ -66,9 +112,6 @@ def serve(
     cors_origin: Annotated[
         list[str] | None,
         option("--cors-origin", panel=ACCESS, text="Web page that may use the server; repeatable. *: all."),
-    ] = None,
-    alias: Annotated[
-        list[str] | None, option("-a", "--alias", panel=SERVER, text="Name in /v1/models; repeatable. Any is served.")
     ] = None,
     max_body: Annotated[int, option("--max-body", panel=SERVER, text="Largest request body, MiB.", at_least=1)] = 64,
     chat_template: Annotated[
@@ -150,62 +193,113 @@ def serve(
     mmap: Annotated[bool, option("--mmap/--no-mmap", panel=MODEL, text="Map the file into memory.")] = True,
     mlock: Annotated[bool, option("--mlock", panel=MODEL, text="Keep the model in RAM.")] = False,
 ) -> None:
-    """Serve a GGUF model to coding agents. Stops on Ctrl-C, once running replies are done."""
-    model_options = ModelOptions(
-        path=model or demo_model_path(),
-        ctx_size=ctx_size or None,
-        live_cells=live_cells,
-        batch_size=batch_size,
-        ubatch_size=ubatch_size,
-        parallel=parallel,
-        threads=threads,
-        threads_batch=threads_batch,
-        n_gpu_layers=n_gpu_layers,
-        flash_attn=flash_attn,
-        cache_type_k=cache_type_k,
-        cache_type_v=cache_type_v,
-        rope_scaling=rope_scaling,
-        rope_freq_base=rope_freq_base,
-        rope_freq_scale=rope_freq_scale,
-        yarn_orig_ctx=yarn_orig_ctx,
-        yarn_ext_factor=yarn_ext_factor,
-        yarn_attn_factor=yarn_attn_factor,
-        yarn_beta_fast=yarn_beta_fast,
-        yarn_beta_slow=yarn_beta_slow,
-        repack=repack,
-        mmap=mmap,
-        mlock=mlock,
+    """Serve GGUF models to coding agents. Stops on Ctrl-C, once running replies are done."""
+    settings = Settings.gather(context, values_of(locals()), config)
+    values = settings.of_server()
+    server = server_options(values)  # First: what is wrong about access is told before anything is downloaded.
+    asyncio.run(
+        run(
+            served_options(settings, [*([model] if model else []), *(models or [])]),
+            server,
+            preload=values["preload"] or (),
+            unload_after_seconds=values["unload_after"],
+        )
     )
-    engine_options = EngineOptions(
-        cache_ram_bytes=cache_ram * MIB,
-        cache_folder=None if no_cache_disk or not cache_disk else cache_dir.expanduser().absolute(),
-        cache_disk_bytes=cache_disk * MIB,
-        cache_disk_write_bytes_per_hour=None if cache_disk_writes is None else cache_disk_writes * MIB,
-        audit_share=audit,
-        queue_size=queue,
-        prefill_chunk=prefill_chunk,
-        deadline_seconds=deadline,
-        watchdog_seconds=watchdog or None,
-    )
-    server_options = ServerOptions(
-        host=host,
-        port=port,
-        api_keys=gather_keys(api_key or (), api_key_file),
-        allowed_hosts=tuple(host_name(name) for name in allowed_host or ()),
-        cors_origins=tuple(origin(text) for text in cors_origin or ()),
-        aliases=tuple(alias or ()),
-        max_body_bytes=max_body * MIB,
-        chat_template=chat_template,
-        echoes=exact_echo,
-        masks=mask_billing,
-    )
-    asyncio.run(run(model_options, engine_options, server_options))
 
 
-async def run(model: ModelOptions, engine: EngineOptions, server: ServerOptions) -> None:
-    """Load, tell, and serve until a signal comes."""
+def served_options(settings: Settings, named: Sequence[str]) -> list[ServedOptions]:
+    """The models, those of the command line first. Raises BadModels and HubError."""
+    sources = [source_of(text) for text in named]
+    taken = {source.name for source in sources}
+    sources += [Source(path, name) for name, path in settings.file.paths.items() if name not in taken]
+    sources = sources or [Source(str(demo_model_path()))]
+    if len(sources) > 1:
+        for name in ("alias", "lora"):
+            if name in settings.given:
+                raise BadModels(f"--{name} is for one model, and {len(sources)} are served: use --config.")
+    found = [one_of(path, name, settings.of_model(name or "")) for name, path in located(sources, fetch)]
+    check_unique([name for options in found for name in {options.label, *options.aliases}])
+    return found
+
+
+def one_of(path: Path, name: str | None, values: Values) -> ServedOptions:
+    """One model, with its options."""
+    return ServedOptions(
+        model_options(path, values), engine_options(values), name, tuple(values["alias"] or ()), values["chat_template"]
+    )
+
+
+def model_options(path: Path, values: Values) -> ModelOptions:
+    """Options that libllama takes have the same names."""
+    same = {option.name: values[option.name] for option in fields(ModelOptions) if option.name in values}
+    special: Values = {"ctx_size": values["ctx_size"] or None, "lora": tuple(map(lora_of, values["lora"] or ()))}
+    return ModelOptions(path, **(same | special))
+
+
+def engine_options(values: Values) -> EngineOptions:
+    """Scheduling and cache."""
+    keeps_disk = values["cache_disk"] and not values["no_cache_disk"]
+    writes = values["cache_disk_writes"]
+    return EngineOptions(
+        cache_ram_bytes=values["cache_ram"] * MIB,
+        cache_folder=Path(values["cache_dir"]).expanduser().absolute() if keeps_disk else None,
+        cache_disk_bytes=values["cache_disk"] * MIB,
+        cache_disk_write_bytes_per_hour=None if writes is None else writes * MIB,
+        audit_share=values["audit"],
+        queue_size=values["queue"],
+        prefill_chunk=values["prefill_chunk"],
+        deadline_seconds=values["deadline"],
+        watchdog_seconds=values["watchdog"] or None,
+    )
+
+
+def server_options(values: Values) -> ServerOptions:
+    """Where and whom it serves. Raises BadAccess."""
+    return ServerOptions(
+        host=values["host"],
+        port=values["port"],
+        api_keys=gather_keys(values["api_key"] or (), values["api_key_file"]),
+        allowed_hosts=tuple(host_name(name) for name in values["allowed_host"] or ()),
+        cors_origins=tuple(origin(text) for text in values["cors_origin"] or ()),
+        max_body_bytes=values["max_body"] * MIB,
+        echoes=values["exact_echo"],
+        masks=values["mask_billing"],
+    )
+
+
+async def run(
+    models: Sequence[ServedOptions],
+    server: ServerOptions,
+    *,
+    preload: Sequence[str] = (),
+    unload_after_seconds: float | None = None,
+) -> None:
+    """Load the first model, or those of ``preload``; tell, and serve until a signal comes.
+
+    ``unload_after_seconds``: 0 is never; None is never for one model, and a while for several.
+    """
+    if unload_after_seconds is None:
+        unload_after_seconds = UNLOAD_SECONDS if len(models) > 1 else 0
     http.listen(server).close()  # A port that is taken is told now, and not after minutes of loading.
-    with loading_bar(console, model.path.name) as on_progress:
-        stack = await Stack.start(model, engine, server, on_progress, wrap=lambda e: WatchedEngine(e, console))
-    await stack.serve(on_listening=lambda url: show_startup(console, url, stack.engine.info, engine))
+
+    async def load(options: ServedOptions) -> LoadedModel:
+        with loading_bar(console, options.model.path.name) as on_progress:
+            return await LoadedModel.load(options, server, on_progress, wrap=lambda e: WatchedEngine(e, console))
+
+    pool = ModelPool(models, load, MachineMemory(), unload_after_seconds=unload_after_seconds or None, say=tell)
+    try:
+        await pool.preload(preload or [None])
+        await http.serve(
+            create_app(pool, server),
+            pool,
+            server,
+            on_listening=lambda url: show_startup(console, url, list(zip(models, pool.statuses(), strict=True))),
+        )
+    finally:
+        await pool.close()
     console.print("Stopped.")
+
+
+def tell(text: str) -> None:
+    """A line of news."""
+    console.print(f"[dim]{time.strftime('%X')}[/dim] {escape(text)}", highlight=False)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from starlette.applications import Starlette
-
-from kvstet.api import app as api
-from kvstet.api import server as http
+from kvstet.api.ports import Served
+from kvstet.cache.fingerprint import model_files
 from kvstet.chat import ledger
 from kvstet.chat.builtin import resolve_template
 from kvstet.chat.renderer import Renderer
-from kvstet.config import EngineOptions, ModelOptions, ServerOptions
+from kvstet.config import ServedOptions, ServerOptions
 from kvstet.engine.client import EngineClient
 from kvstet.engine.supervisor import Supervisor
+from kvstet.errors import ModelLoadError
 from kvstet.llama.model import Model
+from kvstet.llama.parameters import working_bytes
 from kvstet.llama.schema import schema_grammar, schema_rules
 from kvstet.types import Tokenizer
 
@@ -28,15 +29,46 @@ def load_text(path: Path, chat_template: str | None) -> tuple[Model, Renderer]:
     return vocabulary, Renderer(resolve_template(chat_template, vocabulary.chat_template), vocabulary.vocab)
 
 
-def load_served_text(path: Path, server: ServerOptions, cache_folder: Path | None) -> tuple[Model, Renderer]:
-    """As `load_text`, for a server: with what the model said before."""
-    vocabulary = Model.load_vocab(path)
-    template = resolve_template(server.chat_template, vocabulary.chat_template)
-    replies = None
-    if server.echoes:
-        file = cache_folder / ledger.FILE if cache_folder else None
-        replies = ledger.Ledger(file, _identity(vocabulary.vocab, template))
-    return vocabulary, Renderer(template, vocabulary.vocab, ledger=replies, masks=server.masks)
+def needed_bytes(options: ServedOptions) -> int | None:
+    """About how much memory the model will take; None where a GPU takes it. Raises ModelLoadError."""
+    model = options.model
+    besides_weights = working_bytes(model.path, model)
+    files = (*model_files(model.path), *(lora.path for lora in model.lora))
+    try:
+        return None if besides_weights is None else besides_weights + sum(file.stat().st_size for file in files)
+    except OSError as error:
+        raise ModelLoadError(f"Cannot read the model file {error.filename}: {error.strerror}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A model's text side. Text is the server's business, not the engine's."""
+
+    vocabulary: Model
+    """The model file again, vocabulary only."""
+    renderer: Renderer
+    replies: ledger.Ledger | None
+
+    @classmethod
+    def load(cls, options: ServedOptions, server: ServerOptions) -> Text:
+        """Raises the KvstetError that says what is wrong with the file or the template."""
+        vocabulary = Model.load_vocab(options.model.path)
+        try:
+            template = resolve_template(options.chat_template, vocabulary.chat_template)
+            replies = None
+            if server.echoes:
+                folder = options.engine.cache_folder
+                replies = ledger.Ledger(folder / ledger.FILE if folder else None, _identity(vocabulary.vocab, template))
+            renderer = Renderer(template, vocabulary.vocab, ledger=replies, masks=server.masks)
+        except BaseException:
+            vocabulary.close()
+            raise
+        return cls(vocabulary, renderer, replies)
+
+    def close(self) -> None:
+        if self.replies is not None:
+            self.replies.close()
+        self.vocabulary.close()
 
 
 def _identity(tokenizer: Tokenizer, template: str) -> bytes:
@@ -53,40 +85,43 @@ def same(engine: EngineClient) -> EngineClient:
 
 
 @dataclass(frozen=True, slots=True)
-class Stack:
-    """A running engine and the HTTP application in front of it."""
+class LoadedModel:
+    """A running engine, and what makes text of its tokens. Implements `kvstet.cli.models.pool.Loaded`."""
 
-    engine: EngineClient
-    app: Starlette
-    options: ServerOptions
-    vocabulary: Model
-    """The model file again, vocabulary only: text is the server's business, not the engine's."""
+    served: Served
+    text: Text
 
     @classmethod
-    async def start(
+    async def load(
         cls,
-        model: ModelOptions,
-        engine: EngineOptions,
+        options: ServedOptions,
         server: ServerOptions,
         on_progress: Callable[[float], None] = lambda fraction: None,
         *,
         wrap: Callable[[EngineClient], EngineClient] = same,
-    ) -> Stack:
-        """Load the model. Raises the KvstetError that says what is wrong with the file, the template or the options."""
-        vocabulary, renderer = load_served_text(model.path, server, engine.cache_folder)
-        supervisor = Supervisor(model, engine)
+    ) -> LoadedModel:
+        """Raises the KvstetError that says what is wrong with the file, the template or the options."""
+        # In a thread: other models may be at work for clients.
+        text = await asyncio.to_thread(Text.load, options, server)
+        supervisor = Supervisor(options.model, options.engine)
         try:
             await supervisor.start(on_progress)
         except BaseException:
             await supervisor.close()
+            text.close()
             raise
-        client = wrap(supervisor)
-        app = api.create_app(
-            client, renderer, vocabulary.vocab, server, schema_to_grammar=schema_grammar, schema_rules=schema_rules
+        served = Served(
+            wrap(supervisor),
+            text.renderer,
+            text.vocabulary.vocab,
+            schema_grammar,
+            schema_rules,
+            options.name,
+            options.aliases,
         )
-        return cls(client, app, server, vocabulary)
+        return cls(served, text)
 
-    async def serve(self, *, on_listening: Callable[[str], None]) -> None:
-        """Until SIGINT or SIGTERM; closes the engine. Raises OSError where the address cannot be bound."""
-        await http.serve(self.app, self.engine, self.options, on_listening=on_listening)
-        self.vocabulary.close()
+    async def close(self) -> None:
+        """Stop the engine and free the vocabulary; nobody may use them any more. May be called again."""
+        await self.served.engine.close()
+        self.text.close()

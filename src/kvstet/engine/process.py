@@ -172,7 +172,7 @@ def opened_cache(model: ModelOptions, options: EngineOptions, loaded: Loaded) ->
     with ExitStack() as stack:
         try:
             store = stack.enter_context(closing(DiskStore(options.cache_folder)))
-            fingerprint = model_fingerprint(model.path, loaded.identity, store)
+            fingerprint = model_fingerprint(model.path, loaded.identity, store, [lora.path for lora in model.lora])
         except (DiskUnavailable, OSError) as error:
             log.warning("The cache on disk is not used: %s", error)
             yield Cache(traits, ram)

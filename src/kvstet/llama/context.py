@@ -100,6 +100,7 @@ class Context:
         if not self._memory:
             lib.llama_free(self._handle)
             raise UnsupportedModel(f"A {model.architecture} model keeps no memory of its tokens; it cannot be served.")
+        self._set_adapters()
         num_slots = int(lib.llama_n_seq_max(self._handle))
         self._scratch = num_slots - 1
         self.num_sequences = num_slots - 1
@@ -305,6 +306,16 @@ class Context:
     @property
     def _summary_flag(self) -> int:
         return 0 if self.traits.kind == "opaque" else PARTIAL_ONLY
+
+    def _set_adapters(self) -> None:
+        adapters = self.model.adapters
+        if not adapters:
+            return
+        handles = (lib.llama_adapter_lora_p_ctypes * len(adapters))(*(adapter.handle for adapter in adapters))
+        scales = (ctypes.c_float * len(adapters))(*(adapter.scale for adapter in adapters))
+        if lib.llama_set_adapters_lora(self._handle, handles, len(adapters), scales) != 0:
+            lib.llama_free(self._handle)
+            raise ModelLoadError("libllama does not take the model's adapters.")
 
     def _make_batch(self) -> None:
         """Point libllama's batch at numpy memory, so that filling it is a few array copies."""

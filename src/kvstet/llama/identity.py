@@ -18,6 +18,8 @@ def state_identity(model: Model, options: ModelOptions, traits: MemoryTraits) ->
     how much fits. Long RoPE takes other factors where the context is longer than the one trained for.
     """
     is_stretched = max_length(model, options) > model.training_context_length
+    # What is in the adapters' files is hashed as the model's own is.
+    adapters = (f"adapters at {' '.join(repr(lora.scale) for lora in options.lora)}",) if options.lora else ()
     return (
         f"build {build_id()}",
         f"byte order {sys.byteorder}",
@@ -26,4 +28,5 @@ def state_identity(model: Model, options: ModelOptions, traits: MemoryTraits) ->
         f"RoPE {options.rope_scaling} {options.rope_freq_base} {options.rope_freq_scale} stretched {is_stretched}",
         f"YaRN {options.yarn_orig_ctx} {options.yarn_ext_factor} {options.yarn_attn_factor}"
         f" {options.yarn_beta_fast} {options.yarn_beta_slow}",
+        *adapters,
     )

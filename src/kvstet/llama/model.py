@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +13,7 @@ from typing import Any, Self
 
 import llama_cpp.llama_cpp as lib
 
-from kvstet.config import ModelOptions
+from kvstet.config import Lora, ModelOptions
 from kvstet.errors import LlamaError, ModelLoadError, UnsupportedModel
 from kvstet.llama.library import initialize, log
 from kvstet.llama.vocab import Vocab
@@ -39,6 +40,8 @@ class Model:
         self._handle: Any = handle
         self.path = path
         self.vocab = Vocab(lib.llama_model_get_vocab(handle))
+        self.adapters: tuple[Adapter, ...] = ()
+        """Contexts of this model decode with them. They go with the model."""
 
     @classmethod
     def load(cls, options: ModelOptions, on_progress: Callable[[float], None] | None = None) -> Self:
@@ -51,13 +54,20 @@ class Model:
         parameters.n_gpu_layers = options.n_gpu_layers
         parameters.load_mode = load_mode(options)
         parameters.use_extra_bufts = options.repack
-        return cls._load(options.path, parameters, on_progress)
+        model = cls._load(options.path, parameters, on_progress)
+        try:
+            # Before there is a context, which makes room for their nodes in its graphs.
+            model.adapters = tuple(load_adapter(model.handle, lora) for lora in options.lora)
+        except ModelLoadError:
+            model.close()
+            raise
+        return model
 
     @classmethod
     def load_vocab(cls, path: Path) -> Self:
         """Load vocabulary and metadata only: what a process needs that never decodes. Raises as `load` does.
 
-        What libllama reads with the weights (layers, training length and so on) is 0 or False then.
+        What libllama reads with the weights is 0 or False then, but for layers and training length.
         """
         parameters: Any = lib.llama_model_default_params()
         parameters.vocab_only = True
@@ -116,6 +126,11 @@ class Model:
         keys, values = ([_text(call, self.handle, index) for index in range(count)] for call in read)
         return dict(zip(keys, values, strict=True))
 
+    def number(self, key: str, default: int) -> int:
+        """What the metadata says of this architecture; the default where that is nothing, or one for each layer."""
+        text = self.metadata.get(f"{self.architecture}.{key}", "")
+        return int(text) if text.isdigit() else default
+
     @property
     def architecture(self) -> str:
         """llama.cpp's name of it, ``general.architecture``."""
@@ -142,12 +157,12 @@ class Model:
 
     @cached_property
     def num_layers(self) -> int:
-        return int(lib.llama_model_n_layer(self.handle))
+        return int(lib.llama_model_n_layer(self.handle)) or self.number("block_count", 0)
 
     @cached_property
     def training_context_length(self) -> int:
         """Tokens the model was trained to read at once; 0 where the file does not say."""
-        return int(lib.llama_model_n_ctx_train(self.handle))
+        return int(lib.llama_model_n_ctx_train(self.handle)) or self.number("context_length", 0)
 
     @cached_property
     def is_recurrent(self) -> bool:
@@ -194,6 +209,26 @@ class Model:
         else:
             return
         raise UnsupportedModel(f"{self.path} cannot be served: a {self.architecture} model {kind}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter that is loaded; libllama frees it with its model."""
+
+    handle: Any
+    scale: float
+
+
+def load_adapter(model: Any, lora: Lora) -> Adapter:
+    """ModelLoadError where it is none for this model."""
+    check_file(lora.path)
+    with log.errors() as errors:
+        handle = lib.llama_adapter_lora_init(model, os.fsencode(lora.path))
+    if not handle:
+        raise ModelLoadError(f"libllama cannot load the adapter {lora.path}: {_reason(errors)}")
+    if lib.llama_adapter_get_alora_n_invocation_tokens(handle):
+        raise ModelLoadError(f"The adapter {lora.path} is for parts of a prompt only (aLoRA), which is not supported.")
+    return Adapter(handle, lora.scale)
 
 
 class _Progress:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import llama_cpp.llama_cpp as lib
@@ -106,11 +107,7 @@ def live_cells(model: Model, options: ModelOptions) -> int:
 
 def kv_bytes_per_token(model: Model, options: ModelOptions) -> int:
     """K and V of one token over all layers, from the model's metadata: an upper bound, for sizing only."""
-
-    def number(key: str, default: int) -> int:
-        text = model.metadata.get(f"{model.architecture}.{key}", "")
-        return int(text) if text.isdigit() else default
-
+    number = model.number
     num_heads = number("attention.head_count", 1)
     num_kv_heads = number("attention.head_count_kv", num_heads)
     head_size = number("embedding_length", 0) // max(1, num_heads)
@@ -137,3 +134,22 @@ def _affordable_cells(model: Model, options: ModelOptions) -> int:
     total_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     share_bytes = max(int(KV_MEMORY_SHARE * total_bytes), 256 * MIB)
     return max(256, share_bytes // max(1, kv_bytes_per_token(model, options)))
+
+
+def working_bytes(path: Path, options: ModelOptions) -> int | None:
+    """About how much memory of this machine the model will take besides its weights, from its file's metadata alone.
+
+    Live state, and what libllama computes in; rather too much than too little, as for windows, whose state is smaller.
+    None: a GPU takes the model, and how much of it cannot be told. Raises as `Model.load_vocab` does.
+    """
+    if options.n_gpu_layers != 0 and lib.llama_supports_gpu_offload():
+        return None
+    with Model.load_vocab(path) as model:
+        cells = max(live_cells(model, options), MAX_SEQUENCES)
+        width = model.number("embedding_length", 0)
+        return cells * kv_bytes_per_token(model, options) + compute_bytes(model.vocab.num_tokens, width, options)
+
+
+def compute_bytes(num_vocabulary_tokens: int, embedding_length: int, options: ModelOptions) -> int:
+    """A guess at libllama's compute buffers: logits and a handful of activations of one physical batch."""
+    return 64 * MIB + options.ubatch_size * (num_vocabulary_tokens + 16 * embedding_length) * 4
