@@ -315,7 +315,8 @@ def test_the_printed_script_does_the_same(
     started = launched(client.name, "-p", "what's $HOME?")
 
     shown = run(client.name, "--print", "--url", server.url, "--api-key", KEY, "--", "-p", "what's $HOME?")
-    subprocess.run(["/bin/sh", "-eu", "-c", shown.out], check=True, timeout=30)
+    # Libraries in this process may have put variables into its environment that Python does not know of.
+    subprocess.run(["/bin/sh", "-eu", "-c", shown.out], check=True, timeout=30, env=dict(os.environ))
 
     assert comparable(place.seen()) == comparable(started)
 
