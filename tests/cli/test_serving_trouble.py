@@ -69,7 +69,9 @@ def error_of(served: Served, path: str, body: Body | bytes, status: int = 400) -
 )
 def test_a_body_that_is_not_json_is_refused(served: Served, body: bytes):
     error = error_of(served, CHAT, body)
-    assert error["message"].startswith(("The body is not valid JSON in UTF-8: ", "The body is nested more than 100 levels deep."))
+    assert error["message"].startswith(
+        ("The body is not valid JSON in UTF-8: ", "The body is nested more than 100 levels deep.")
+    )
     assert len(error["message"]) < 300
     assert serves_on(served)
 
