@@ -694,12 +694,19 @@ def test_signal_handlers_are_as_before(launched: Callable[..., dict[str, Any]]) 
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
 
 
+# Whoever runs these tests may ignore signals, as nohup does, and children would inherit that.
+HEARING = (
+    "import os, signal, sys;"
+    "[signal.signal(number, signal.SIG_DFL) for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)];"
+    "os.execv(sys.argv[1], sys.argv[1:])"
+)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_reaches_the_client_and_the_folder_goes(number: int, place: Place, server: Server) -> None:
     place.install("claude", WAITS)
-    with subprocess.Popen(
-        command("launch", "claude", "--url", server.url), stdin=subprocess.DEVNULL, start_new_session=True
-    ) as process:
+    launch = [sys.executable, "-c", HEARING, *command("launch", "claude", "--url", server.url)]
+    with subprocess.Popen(launch, stdin=subprocess.DEVNULL, start_new_session=True) as process:
         assert eventually(Path(f"{place.out}.ready").exists, 30)
         folder = Path(place.seen()["folder"])
         assert stat.S_ISDIR(folder.stat().st_mode)
