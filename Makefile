@@ -4,13 +4,14 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STEP := $(PYTHON) scripts/step.py
 
-.PHONY: demo demo-short test slow bench format install clean help
+.PHONY: demo demo-short test slow test-clients bench format install clean help
 
 help:
 	@echo "make demo        replay a coding agent's session on a small model, with and without the cache (4 minutes)"
 	@echo "make demo-short  the first requests of it"
 	@echo "make test        format, lint, types, layers, tests"
 	@echo "make slow        the proofs on real models"
+	@echo "make test-clients  real coding agents, from their registries, against the server (20 minutes)"
 	@echo "make bench       measure, and compare with llama.cpp's own server"
 	@echo "make format      format the code and fix what can be fixed"
 	@echo "make clean       remove .venv and caches of this tree (the built libllama stays)"
@@ -35,7 +36,11 @@ test: install
 
 slow:
 	@$(PYTHON) scripts/install.py demo dev slow
-	@$(STEP) "slow tests" $(BIN)/pytest -m slow
+	@$(STEP) "slow tests" $(BIN)/pytest -m "slow and not clients"
+
+test-clients:
+	@$(PYTHON) scripts/install.py demo dev slow
+	@$(STEP) "clients" $(BIN)/pytest -m clients tests/clients
 
 bench:
 	@$(PYTHON) scripts/install.py bench dev

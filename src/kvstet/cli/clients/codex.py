@@ -25,8 +25,6 @@ def setup(target: Target) -> Setup:
         "model_providers.kvstet": "{" + ", ".join(f"{key} = {value}" for key, value in provider.items()) + "}",
         "model_context_window": str(target.context_length),
         "model_auto_compact_token_limit": str(target.context_length * COMPACT_PERCENT // 100),
-        # Else it asks a model that it does not know for no reasoning, and sends none back.
-        "model_supports_reasoning_summaries": "true",
         "web_search": text("disabled"),
         "check_for_update_on_startup": "false",
         "analytics.enabled": "false",
