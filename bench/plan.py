@@ -147,8 +147,8 @@ class Session:
         self.release_all()
 
     def grow(self) -> None:
-        """Another conversation: forks from the long prompt, and has twenty messages of its own."""
-        stop = int(self.rng.integers(0, len(self.prompt) // 10))
+        """Another conversation: forks from the long prompt at a message's end, and has twenty messages of its own."""
+        stop = int(self.rng.choice(self.cuts[: len(self.cuts) // 10]))
         tokens = np.concatenate([self.prompt[:stop], self.words(400)])
         self.ask(tokens, tuple(range(stop + 20, len(tokens), 20)))
 
@@ -267,7 +267,8 @@ def main() -> int:
     times = Times(options.limit_ms / 1e3)
     for traits in (ATTENTION, HYBRID):
         session = Session(traits, num_nodes=options.nodes, num_tokens=options.tokens, path_nodes=options.path)
-        print(f"{traits.kind}: {session.cache.tree.num_nodes} nodes, {session.cache.tier}")
+        num_path_nodes = len(session.cache.tree.match(session.prompt).path)
+        print(f"{traits.kind}: {session.cache.tree.num_nodes} nodes, {num_path_nodes} on the path, {session.cache.tier}")
         for _ in range(options.repeat):
             measure_plan(session, times, traits.kind)
             measure_requests(session, times, traits.kind)

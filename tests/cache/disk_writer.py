@@ -1,19 +1,23 @@
 """A process that writes into a cache folder, to be killed or to run beside another one.
 
-Reads lines ``folder seed count``. For each it forks a child, which spares the time for the imports. The child prints
-its process id when it begins to write; its exit code is printed when it is done, negative where a signal ended it.
+Reads lines ``folder seed count function call``. For each it forks a child, which spares the time for the imports. The
+child prints its process id when it begins to write, and kills itself before the so manieth call of the named function
+of `blobfile` or `os` (0: never); its exit code is printed when it is done, negative where a signal ended it.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
+import signal
 import sys
 import traceback
 from pathlib import Path
 
 from tests.cache.records import FINGERPRINT, record, state
 
+from kvstet.cache.disk import blobfile
 from kvstet.cache.disk.store import DiskStore
 from kvstet.cache.disk.tier import DiskTier
 
@@ -40,12 +44,26 @@ def write_blobs(folder: Path, seed: int, count: int) -> None:
     store.close()
 
 
+def die_at(function: str, call: int) -> None:
+    """Let the process end as if by ``kill -9`` before the so manieth call of a function."""
+    module = blobfile if hasattr(blobfile, function) else os
+    inner, calls = getattr(module, function), itertools.count(1)
+
+    def outer(*arguments: object) -> object:
+        if next(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return inner(*arguments)
+
+    setattr(module, function, outer)
+
+
 def main() -> None:
     for line in sys.stdin:
-        folder, seed, count = line.split()
+        folder, seed, count, function, call = line.split()
         pid = os.fork()
         if pid == 0:
             try:
+                die_at(function, int(call))
                 write_blobs(Path(folder), int(seed), int(count))
             except BaseException:
                 traceback.print_exc()

@@ -122,8 +122,10 @@ class Cache:
             match = None
         node = self.tree.insert(tokens, tuple(cuts), self._clock(), match)
         if not isinstance(cuts, tuple):
+            kind_of = cuts.get
             for step in node.path():
-                step.kind = cuts.get(step.stop, step.kind)
+                if kind := kind_of(step.stop):
+                    step.kind = kind
         return node
 
     def open(self, seq: SeqId, node: Node, length: int, fork: Fork | None) -> Branch:
@@ -131,9 +133,8 @@ class Cache:
         own = CellRun(fork.stop if fork else 0)
         branch = Branch(seq, node, length, own, fork.branch.cells(fork.stop) if fork else ())
         self.branches.add(branch)
-        for step in node.path():
+        for step in self.touch(node):
             step.branches.add(branch)
-        self.touch(node)
         return branch
 
     def reopen(self, branch: Branch, node: Node) -> None:
@@ -174,14 +175,13 @@ class Cache:
             self.tree.remove(node)
             node = parent
 
-    def touch(self, node: Node) -> None:
-        """The prefix was asked for."""
-        now = self._clock()
-        for step in node.path():
-            step.touch(now)
-        self.tree.root.num_hits += 1
+    def touch(self, node: Node) -> tuple[Node, ...]:
+        """The prefix was asked for; the path to it."""
+        path = tuple(node.path())
+        self.tree.touch(path, self._clock())
         if self.archive:
-            self.archive.touch(node.path())
+            self.archive.touch(path)
+        return path
 
     @contextmanager
     def lease(self, node: Node) -> Generator[Node]:

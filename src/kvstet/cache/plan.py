@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import NamedTuple
 
-from kvstet.cache.rates import Rates, TierName
+import numpy as np
+from numpy.typing import NDArray
+
+from kvstet.cache.rates import Rates
 from kvstet.cache.tree import Branch, Match, Node, Stored
 from kvstet.types import MemoryTraits
 
@@ -25,6 +29,9 @@ class Load(NamedTuple):
     stored: Stored
     start: int
     stop: int
+
+
+_stop = attrgetter("stop")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,34 +88,38 @@ def _worthwhile(made: Plan, rates: Rates, traits: MemoryTraits) -> Plan:
     if made.checkpoint is not None:
         # All or nothing: the spans are of no use without the checkpoint.
         other = _without_loads(made)
-        seconds = sum(_load_seconds(load, rates) for load in made.loads)
-        seconds += rates.load_seconds(made.checkpoint.num_bytes, _tier(made.checkpoint))
+        seconds = _load_seconds((*made.loads, Load(made.checkpoint, 0, made.resume)), rates).sum()
         return made if seconds < rates.compute_seconds(other.resume, made.resume) else other
     if traits.has_checkpoints:
         return made
-    saved = best = 0.0
-    num_kept = 0
-    for number, load in enumerate(made.loads, 1):
-        saved += rates.compute_seconds(load.start, load.stop) - _load_seconds(load, rates)
-        if saved > best:
-            best, num_kept = saved, number
-    loads = made.loads[:num_kept]
+    loads = made.loads[: _num_worthwhile(made.loads, rates)]
     return Plan(made.match, loads[-1].stop if loads else made.num_reused_tokens, made.fork, loads)
+
+
+def _num_worthwhile(loads: tuple[Load, ...], rates: Rates) -> int:
+    """How many of the loads to make, from the first, so that most time is saved."""
+    if not loads:
+        return 0
+    stops = np.array([load.stop for load in loads], np.float64)
+    saved = rates.compute_seconds(loads[0].start, stops) - np.cumsum(_load_seconds(loads, rates))
+    best = int(saved.argmax())
+    return best + 1 if saved[best] > 0 else 0
+
+
+def _load_seconds(loads: tuple[Load, ...], rates: Rates) -> NDArray[np.float64]:
+    """What each of the loads takes. Of a blob only the part that is loaded counts."""
+    from_ram, from_disk = rates.load_seconds(1, "ram"), rates.load_seconds(1, "disk")
+    seconds = [
+        (from_ram if stored.in_ram else from_disk) * stored.num_bytes * (stop - start) / (stored.stop - stored.start)
+        for stored, start, stop in loads
+    ]
+    return np.array(seconds)
 
 
 def _without_loads(made: Plan) -> Plan:
     """Resume at the best live tip, or at nothing."""
     tip = _best_tip(made.match, made.resume)
     return Plan(made.match, tip.length, Fork(tip, tip.length)) if tip else Plan(made.match, 0)
-
-
-def _load_seconds(load: Load, rates: Rates) -> float:
-    share = (load.stop - load.start) / (load.stored.stop - load.stored.start)
-    return rates.load_seconds(load.stored.num_bytes * share, _tier(load.stored))
-
-
-def _tier(stored: Stored) -> TierName:
-    return "ram" if stored.in_ram else "disk"
 
 
 def _plan_spans(match: Match, stop: int) -> Plan:
@@ -139,10 +150,6 @@ def _best_tip(match: Match, limit: int) -> Branch | None:
     return max(tips, key=lambda branch: (branch.length, not branch.is_running, -branch.seq), default=None)
 
 
-def _stop(node: Node) -> int:
-    return node.stop
-
-
 def _num_covered(match: Match, stop: int) -> int:
     """How far additive state goes within ``[0, stop)``: `_plan_spans` without the plan."""
     fork = _longest_live(match, stop)
@@ -163,33 +170,40 @@ def _resume_at_checkpoint(match: Match, node: Node, traits: MemoryTraits) -> Pla
 
 def _longest_live(match: Match, stop: int) -> Fork | None:
     """The live branch that covers most of ``[0, stop)``; parked ones first, which may be taken over."""
-    for node in reversed(match.path):
-        # A branch that goes on below this node elsewhere than the match shares no more than the node.
-        end = min(node.stop, stop)
-        if not node.branches or node.start >= end:
-            continue
-        best = max(node.branches, key=lambda b: (min(b.length, end), not b.is_running, -b.seq))
-        if best.length > node.start:
-            return Fork(best, min(best.length, end))
-    return None
+    path = match.path
+    # All branches on the path go through its first node.
+    shares = [(min(_num_shared(path, branch), stop), branch) for branch in (path[0].branches if path else ())]
+    length, best = max(shares, key=lambda s: (s[0], not s[1].is_running, -s[1].seq), default=(0, None))
+    return Fork(best, length) if best is not None and length > 0 else None
+
+
+def _num_shared(path: tuple[Node, ...], branch: Branch) -> int:
+    """Tokens of the path that are live in a branch."""
+    # Below the node where it leaves the path, no node knows it.
+    num_nodes = bisect_left(path, True, key=lambda node: branch not in node.branches)
+    return min(branch.length, path[num_nodes - 1].stop)
 
 
 def _loads(match: Match, start: int, stop: int) -> tuple[Load, ...]:
     """Blobs, without a gap, from ``start`` as far as they go, at most to ``stop``."""
-    loads: list[Load] = []
-    for node in match.path:
-        end = node.stop
-        if end <= start:
-            continue
-        if node.span is None or start >= stop:
+    blobs: list[Stored] = []
+    ends: list[int] = []
+    last = None
+    path = match.path
+    for node in path[bisect_right(path, start, key=_stop) :] if start < stop else ():
+        span = node.span
+        if span is None:
             break
-        end = min(end, stop)
-        if loads and loads[-1].stored is node.span:
-            loads[-1] = Load(node.span, loads[-1].start, end)
+        if span is last:
+            ends[-1] = node.stop
         else:
-            loads.append(Load(node.span, start, end))
-        start = end
-    return tuple(loads)
+            blobs.append(span)
+            ends.append(node.stop)
+            last = span
+        if node.stop >= stop:
+            ends[-1] = stop
+            break
+    return tuple(map(Load, blobs, (start, *ends), ends))
 
 
 def _wait(match: Match, limit: int, resume: int, traits: MemoryTraits) -> Wait | None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
+
+Number = TypeVar("Number", float, NDArray[np.float64])
 
 TierName = Literal["ram", "disk"]
 
@@ -40,7 +43,7 @@ class Rates:
         for num_tokens, num_looks in ((512, 512 * 256), (512, 512 * 16384)):
             self._add(num_tokens, num_looks, num_tokens * seconds_per_token + num_looks * seconds_per_look)
 
-    def compute_seconds(self, start: int, stop: int) -> float:
+    def compute_seconds(self, start: int, stop: Number) -> Number:
         """Seconds to decode tokens ``[start, stop)`` behind ``start`` others."""
         return (stop - start) * self.seconds_per_token + num_looks(start, stop) * self.seconds_per_look
 
@@ -77,6 +80,6 @@ class Rates:
         return f"<Rates {1 / max(self.seconds_per_token, 1e-12):.0f} tokens/s, {loads}>"
 
 
-def num_looks(start: int, stop: int) -> float:
+def num_looks(start: int, stop: Number) -> Number:
     """How often tokens ``[start, stop)`` look back on a token before them."""
     return (stop * stop - start * start) / 2

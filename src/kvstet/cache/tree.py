@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from kvstet.types import CutKind, SeqId, Tokens
 
 ID_BYTES = 16
 TOKEN = np.dtype("<i4")
+_stop = attrgetter("stop")
 
 
 @dataclass(eq=False, slots=True)
@@ -141,17 +143,6 @@ class Node:
         """The child that was used last."""
         return next(reversed(self.children.values()), None)
 
-    def touch(self, now: float) -> None:
-        """A request went this way."""
-        parent = self.parent
-        assert parent is not None
-        # This runs for every node of every prompt.
-        if len(parent.children) > 1 and self is not parent.latest_child:
-            parent.num_returns += self.num_hits > 0
-            parent.children[self.first_token] = parent.children.pop(self.first_token)
-        self.num_hits += 1
-        self.last_used = now
-
     def sort_children(self) -> None:
         """After `last_used` was set from elsewhere."""
         self.children = dict(sorted(self.children.items(), key=lambda item: item[1].last_used))
@@ -225,12 +216,26 @@ class Tree:
         """
         match = match or self.match(tokens)
         node = self._end_at(match)
-        for stop in sorted({cut for cut in cuts if 0 < cut < len(tokens)} - {step.stop for step in match.path}):
+        for stop in sorted({cut for cut in cuts if 0 < cut < len(tokens)}.difference(map(_stop, match.path))):
             if stop <= match.length:
                 self.cut(next(step for step in node.path() if step.start < stop), stop)
             else:
                 node = self._grow(node, tokens[node.stop : stop], now)
         return self._grow(node, tokens[node.stop :], now) if node.stop < len(tokens) else node
+
+    def touch(self, path: Sequence[Node], now: float) -> None:
+        """A request went this way. The path is whole, in either order."""
+        for node in path:
+            parent = node.parent
+            assert parent is not None
+            siblings = parent.children
+            # This runs for every node of every prompt.
+            if len(siblings) > 1 and node is not next(reversed(siblings.values())):
+                parent.num_returns += node.num_hits > 0
+                siblings[node.first_token] = siblings.pop(node.first_token)
+            node.num_hits += 1
+            node.last_used = now
+        self.root.num_hits += 1
 
     def graft(self, parent: Node, data: bytes, now: float) -> Node:
         """The node that ends ``data`` (tokens as bytes) below ``parent``, growing and cutting what it takes."""
