@@ -268,7 +268,9 @@ def main() -> int:
     for traits in (ATTENTION, HYBRID):
         session = Session(traits, num_nodes=options.nodes, num_tokens=options.tokens, path_nodes=options.path)
         num_path_nodes = len(session.cache.tree.match(session.prompt).path)
-        print(f"{traits.kind}: {session.cache.tree.num_nodes} nodes, {num_path_nodes} on the path, {session.cache.tier}")
+        print(
+            f"{traits.kind}: {session.cache.tree.num_nodes} nodes, {num_path_nodes} on the path, {session.cache.tier}"
+        )
         for _ in range(options.repeat):
             measure_plan(session, times, traits.kind)
             measure_requests(session, times, traits.kind)

@@ -16,7 +16,7 @@ from tests.api.anthropic_harness import USER, MessagesSite, calling, events_in, 
 from tests.api.harness import reply, tokens_of
 from tests.api.test_reruns import Rerun
 
-from kvstet.api.anthropic import endpoints
+from kvstet.api import answering
 from kvstet.api.anthropic.signatures import is_ours
 from kvstet.api.sse import EventStream
 from kvstet.engine.fake_client import Refuse, Say, ScriptedEngine
@@ -321,7 +321,7 @@ def test_of_a_reply_that_was_begun_anew_only_the_second_try_is_told(site: Messag
 
 
 def test_a_long_prompt_is_bridged_by_pings(site: MessagesSite, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(endpoints, "EventStream", partial(EventStream, ping_seconds=0.02))
+    monkeypatch.setattr(answering, "EventStream", partial(EventStream, ping_seconds=0.02))
     site.engine.script = reply("Hello.", prefill_seconds=0.1)
     types = [event["type"] for event in site.events()]
     assert types[:2] == ["ping", "ping"]

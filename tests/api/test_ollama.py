@@ -18,8 +18,8 @@ from tests.api.anthropic_harness import MessagesSite, calling, running_messages,
 from tests.api.harness import eventually, reply, running_models, served_by, tokens_of
 from tests.api.ollama_harness import USER, WEATHER, async_client_of, chat, client_of, error_of, generate, lines_of
 
+from kvstet.api import answering
 from kvstet.api.models import OneModel
-from kvstet.api.ollama import endpoints
 from kvstet.api.ports import ModelStatus
 from kvstet.api.sse import EventStream
 from kvstet.engine.fake_client import Hang, Refuse, Say, ScriptedEngine
@@ -206,7 +206,7 @@ def test_a_stream_that_fails_ends_with_the_error(site: MessagesSite):
 
 
 def test_while_nothing_comes_a_stream_sends_lines_that_say_nothing(site: MessagesSite, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(endpoints, "EventStream", partial(EventStream, ping_seconds=0.02))
+    monkeypatch.setattr(answering, "EventStream", partial(EventStream, ping_seconds=0.02))
     says(site, "Hello.", prefill_seconds=0.2)
     with client_of(site) as client:
         parts = list(client.chat("tiny", USER, stream=True))

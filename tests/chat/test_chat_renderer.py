@@ -107,8 +107,6 @@ def test_a_chatml_template_without_tools_is_replaced_where_tools_are_used() -> N
         assert renderer.render(messages, tools=tools).text == (
             Renderer(builtin_template("chatml-tools"), TOKENIZER).render(messages, tools=tools).text
         )
-    assert renderer.tool_style == "hermes"
-    assert renderer.tools_template.source == builtin_template("chatml-tools")
     assert renderer.template.source == TEMPLATES["chatml"]
 
 
@@ -142,13 +140,11 @@ def test_another_template_without_tools_gets_them_as_text() -> None:
         (4, "assistant"),
         (None, "assistant"),
     ]
-    assert renderer.tool_style == "hermes"
 
 
 def test_a_template_that_knows_tools_is_used_for_them() -> None:
-    renderer = Renderer(TEMPLATES["qwen3"], TOKENIZER)
-    assert renderer.tool_style == "template"
-    assert renderer.tools_template is renderer.template
+    text = Renderer(TEMPLATES["mistral"], TOKENIZER).render([say("user", "U")], tools=[READ]).text
+    assert text.startswith('<s>[AVAILABLE_TOOLS][{"type": "function", "function": {"name": "read"')
 
 
 def test_system_messages_that_were_joined_keep_their_spans() -> None:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence, Set
 from datetime import datetime
 from functools import cached_property
-from typing import Literal, cast
+from typing import cast
 
 from kvstet.chat.builtin import FALLBACK, builtin_template, knows_tools
 from kvstet.chat.deltas import ParsedReply
@@ -94,16 +94,6 @@ class Renderer:
     def template(self) -> ChatTemplate:
         """The model's template."""
         return self._page.template
-
-    @property
-    def tools_template(self) -> ChatTemplate:
-        """The template of conversations that use tools."""
-        return self._tools_page.template
-
-    @property
-    def tool_style(self) -> Literal["template", "hermes"]:
-        """How the model is shown to write calls: as its own template has it, or as JSON within ``<tool_call>``."""
-        return "template" if self._page.traits.knows_tools else "hermes"
 
     def render(
         self,

@@ -9,6 +9,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from kvstet.api.answering import answer
 from kvstet.api.anthropic import events
 from kvstet.api.anthropic.conversation import conversation_of
 from kvstet.api.anthropic.events import Answer
@@ -16,11 +17,9 @@ from kvstet.api.anthropic.requests import CountRequest, MessagesRequest
 from kvstet.api.body import decode, in_worker
 from kvstet.api.envelopes import json_response
 from kvstet.api.exchange import exchange_of
-from kvstet.api.hangup import until_hangup
 from kvstet.api.job import Terms, chat_job, render
 from kvstet.api.ports import SchemaToGrammar, Served, Services
-from kvstet.api.sse import EventStream
-from kvstet.errors import GrammarError, InvalidRequest
+from kvstet.errors import InvalidRequest
 from kvstet.types import DEFAULT_SAMPLING, Sampling
 
 
@@ -31,18 +30,17 @@ class Messages:
         self._metrics = services.metrics
 
     async def messages(self, request: Request, body: bytes, served: Served) -> Response:
-        exchange = exchange_of(request)
-        answer = await in_worker(len(body), partial(_understand, body, exchange.id, served))
-        generation = answer.job.start(
-            served, on_first_token=lambda: self._metrics.observe_first_token(exchange.seconds)
+        understood = await in_worker(len(body), partial(_understand, body, exchange_of(request).id, served))
+        return await answer(
+            request,
+            understood.job,
+            served,
+            self._metrics,
+            stream=partial(events.stream, understood),
+            whole=partial(events.whole, understood),
+            encode_error=events.encode_error,
+            ping=events.PING,
         )
-        if answer.job.terms.is_streamed:
-            return EventStream(
-                events.stream(answer, generation),
-                encode_error=lambda error: events.encode_error(exchange.fail(error)),
-                ping=events.PING,
-            )
-        return json_response(await until_hangup(request.receive, events.whole(answer, generation)))
 
     async def count_tokens(self, request: Request, body: bytes, served: Served) -> Response:
         return json_response(await in_worker(len(body), partial(_count, body, served)))
@@ -92,9 +90,4 @@ def _sampling(fields: MessagesRequest, schema_to_grammar: SchemaToGrammar) -> Sa
 
 def _grammar(fields: MessagesRequest, schema_to_grammar: SchemaToGrammar) -> str | None:
     wanted = (fields.output_config and fields.output_config.format) or fields.output_format
-    if wanted is None:
-        return None
-    try:
-        return schema_to_grammar(wanted.schema)
-    except RecursionError:
-        raise GrammarError("The JSON schema is nested too deeply.", param="output_config.format") from None
+    return None if wanted is None else schema_to_grammar(wanted.schema)

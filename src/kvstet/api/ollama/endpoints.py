@@ -8,10 +8,10 @@ from functools import partial
 from starlette.requests import Request
 from starlette.responses import Response
 
+from kvstet.api.answering import answer
 from kvstet.api.body import decode, in_worker
 from kvstet.api.envelopes import json_response
 from kvstet.api.exchange import exchange_of
-from kvstet.api.hangup import until_hangup
 from kvstet.api.job import Terms, chat_job, text_job
 from kvstet.api.ollama import events
 from kvstet.api.ollama.conversation import check_images, conversation_of, prompt_conversation
@@ -21,7 +21,6 @@ from kvstet.api.openai import requests as openai
 from kvstet.api.openai.sampling import sampling_of, stops_of
 from kvstet.api.openai.shapes import ChatShape
 from kvstet.api.ports import Served, Services
-from kvstet.api.sse import EventStream
 from kvstet.errors import InvalidRequest
 
 Understand = Callable[[bytes, str, Served], Answer | Line]
@@ -57,21 +56,20 @@ class Replies:
         return await self._serve(request, body, served, _understand_prompt)
 
     async def _serve(self, request: Request, body: bytes, served: Served, understand: Understand) -> Response:
-        exchange = exchange_of(request)
-        answer = await in_worker(len(body), partial(understand, body, exchange.id, served))
-        if isinstance(answer, dict):
-            return json_response(answer)
-        generation = answer.job.start(
-            served, on_first_token=lambda: self._metrics.observe_first_token(exchange.seconds)
+        understood = await in_worker(len(body), partial(understand, body, exchange_of(request).id, served))
+        if isinstance(understood, dict):
+            return json_response(understood)
+        return await answer(
+            request,
+            understood.job,
+            served,
+            self._metrics,
+            stream=partial(events.stream, understood),
+            whole=partial(events.whole, understood),
+            encode_error=events.encode_error,
+            content_type=events.LINES,
+            ping=events.ping_of(understood),
         )
-        if answer.job.terms.is_streamed:
-            return EventStream(
-                events.stream(answer, generation),
-                encode_error=lambda error: events.encode_error(exchange.fail(error)),
-                content_type=events.LINES,
-                ping=events.ping_of(answer),
-            )
-        return json_response(await until_hangup(request.receive, events.whole(answer, generation)))
 
 
 def _understand_chat(body: bytes, id: str, served: Served) -> Answer | Line:

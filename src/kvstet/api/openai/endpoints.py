@@ -8,10 +8,9 @@ from functools import partial
 from starlette.requests import Request
 from starlette.responses import Response
 
+from kvstet.api.answering import answer
 from kvstet.api.body import decode, in_worker
-from kvstet.api.envelopes import json_response
 from kvstet.api.exchange import exchange_of
-from kvstet.api.hangup import until_hangup
 from kvstet.api.job import Terms, chat_job, text_job
 from kvstet.api.openai import answers
 from kvstet.api.openai.answers import Answer, head_of
@@ -20,7 +19,6 @@ from kvstet.api.openai.requests import ChatRequest, CompletionRequest, Generatio
 from kvstet.api.openai.sampling import sampling_of, stops_of, token_limit
 from kvstet.api.openai.shapes import ChatShape, TextShape
 from kvstet.api.ports import Served, Services
-from kvstet.api.sse import EventStream
 from kvstet.errors import InvalidRequest
 
 Understand = Callable[[bytes, str, Served], Answer]
@@ -40,17 +38,16 @@ class Completions:
         return await self._serve(request, body, served, _understand_text)
 
     async def _serve(self, request: Request, body: bytes, served: Served, understand: Understand) -> Response:
-        exchange = exchange_of(request)
-        answer = await in_worker(len(body), partial(understand, body, exchange.id, served))
-        generation = answer.job.start(
-            served, on_first_token=lambda: self._metrics.observe_first_token(exchange.seconds)
+        understood = await in_worker(len(body), partial(understand, body, exchange_of(request).id, served))
+        return await answer(
+            request,
+            understood.job,
+            served,
+            self._metrics,
+            stream=partial(answers.stream, understood),
+            whole=partial(answers.whole, understood),
+            encode_error=answers.encode_error,
         )
-        if answer.job.terms.is_streamed:
-            return EventStream(
-                answers.stream(answer, generation),
-                encode_error=lambda error: answers.encode_error(exchange.fail(error)),
-            )
-        return json_response(await until_hangup(request.receive, answers.whole(answer, generation)))
 
 
 def _understand_chat(body: bytes, id: str, served: Served) -> Answer:

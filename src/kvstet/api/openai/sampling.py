@@ -9,7 +9,7 @@ from typing import Any
 
 from kvstet.api.openai.requests import BiasEntry, GenerationFields
 from kvstet.api.ports import SchemaToGrammar
-from kvstet.errors import GrammarError, InvalidRequest
+from kvstet.errors import InvalidRequest
 from kvstet.types import DEFAULT_SAMPLING, Sampling, Tokenizer
 
 _PLAIN_FIELDS = (
@@ -78,10 +78,7 @@ def _grammar(fields: GenerationFields, schema_to_grammar: SchemaToGrammar) -> st
         return fields.grammar or None
     if fields.grammar:
         raise InvalidRequest("Send either a grammar or a JSON schema, not both.", param="grammar")
-    try:
-        return schema_to_grammar(schema)
-    except RecursionError:
-        raise GrammarError("The JSON schema is nested too deeply.", param="response_format") from None
+    return schema_to_grammar(schema)
 
 
 def _schema(fields: GenerationFields) -> dict[str, Any] | None:

@@ -11,10 +11,10 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from kvstet.api.answering import answer
 from kvstet.api.body import decode, in_worker
 from kvstet.api.envelopes import ErrorAnswer, json_response
 from kvstet.api.exchange import exchange_of
-from kvstet.api.hangup import until_hangup
 from kvstet.api.job import Conversation, Job, Terms, chat_job
 from kvstet.api.openai.requests import GenerationFields
 from kvstet.api.openai.sampling import sampling_of, stops_of
@@ -26,8 +26,7 @@ from kvstet.api.responses.requests import Item, ResponsesRequest
 from kvstet.api.responses.store import KeptItem, ResponseStore, StoredResponse, kept_inputs, page_of
 from kvstet.api.responses.tools import Toolbox, toolbox_of
 from kvstet.api.responses.truncation import job_that_fits
-from kvstet.api.sse import EventStream
-from kvstet.errors import GrammarError, InvalidRequest, RequestError
+from kvstet.errors import InvalidRequest, RequestError
 from kvstet.types import Sampling
 
 _SEALED_REASONING = "reasoning.encrypted_content"
@@ -66,17 +65,18 @@ class Responses:
         self._store = store or ResponseStore()
 
     async def create(self, request: Request, body: bytes, served: Served) -> Response:
-        exchange = exchange_of(request)
-        understood = await in_worker(len(body), partial(self._understand, body, exchange.id, served))
+        understood = await in_worker(len(body), partial(self._understand, body, exchange_of(request).id, served))
         head, job, keep = understood.head, understood.job, partial(self._keep, understood)
-        generation = job.start(served, on_first_token=lambda: self._metrics.observe_first_token(exchange.seconds))
-        if job.terms.is_streamed:
-            stream = Stream(head)
-            return EventStream(
-                events.stream(stream, job, generation, keep),
-                encode_error=lambda error: stream.failure(exchange.fail(error)),
-            )
-        return json_response(await until_hangup(request.receive, events.whole(head, job, generation, keep)))
+        stream = Stream(head)
+        return await answer(
+            request,
+            job,
+            served,
+            self._metrics,
+            stream=lambda generation: events.stream(stream, job, generation, keep),
+            whole=lambda generation: events.whole(head, job, generation, keep),
+            encode_error=stream.failure,
+        )
 
     async def retrieve(self, request: Request) -> Response:
         if request.query_params.get("stream") == "true":
@@ -144,10 +144,7 @@ def _grammar(fields: ResponsesRequest, served: Served) -> str | None:
         return None
     if wanted.type == "json_schema" and wanted.schema is None:
         raise InvalidRequest("A format of type json_schema needs an object as its schema.", param="text.format.schema")
-    try:
-        return served.schema_to_grammar(wanted.schema or {"type": "object"})
-    except RecursionError:
-        raise GrammarError("The JSON schema is nested too deeply.", param="text.format.schema") from None
+    return served.schema_to_grammar(wanted.schema or {"type": "object"})
 
 
 def _job(fields: ResponsesRequest, number: str, conversation: Conversation, terms: Terms, served: Served) -> Job:
