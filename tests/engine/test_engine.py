@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from tests.engine.harness import Harness, words
 
 from kvstet.engine.fake import ATTENTION, HYBRID, OPAQUE, RECURRENT, SWA
 from kvstet.engine.messages import Failed, Finished, Token
-from kvstet.errors import ContextOverflow, DeadlineExceeded, InvalidRequest, OutOfMemory, QueueFull
+from kvstet.errors import ContextOverflow, DeadlineExceeded, InvalidRequest, OutOfCells, OutOfMemory, QueueFull
 from kvstet.types import Blob, MemoryTraits, RequestId
 
 ALL_KINDS = pytest.mark.parametrize("traits", [ATTENTION, SWA, HYBRID, RECURRENT, OPAQUE], ids=lambda t: t.kind)
@@ -245,6 +247,31 @@ def test_saved_state_that_there_is_no_memory_to_load_is_computed_again():
     h.ask("another", words(350, 8))
     h.ask("c", first + words(20, 2))
     assert h.reuse("c").num_loaded_tokens >= 200
+
+
+def test_there_is_room_for_a_whole_snapshot_where_a_part_of_it_is_loaded():
+    h = Harness(ATTENTION, num_cells=800, max_length=700)
+    prompt = words(600)
+    first = h.ask("a", prompt)
+    h.idle()
+    h.ask("other", words(690, 9))
+    h.ask("b", prompt[:500] + words(20, 1))
+    num_failures = 0
+    load_span = h.model.load_span
+
+    def load(*arguments: Any) -> None:
+        nonlocal num_failures
+        try:
+            load_span(*arguments)
+        except OutOfCells:
+            num_failures += 1
+            raise
+
+    h.model.load_span = load
+    # The rest of the first prompt would find room beside the branch that it shares its beginning with.
+    h.ask("c", first + words(10, 2))
+    assert num_failures == 0
+    assert h.reuse("c").num_cached_tokens >= 600
 
 
 def test_a_forced_reply_is_said_and_then_gone_on_from():

@@ -67,6 +67,12 @@ class Plan:
     def num_loaded_tokens(self) -> int:
         return self.resume - self.num_reused_tokens
 
+    @property
+    def num_cells_to_load(self) -> int:
+        """Live cells that the loads take at their most, beside what is reused: a blob comes whole, and is cut then."""
+        sizes = (start + stored.stop - stored.start for stored, start, _ in self.loads)
+        return max(sizes, default=self.num_reused_tokens) - self.num_reused_tokens
+
 
 def plan(match: Match, num_tokens: int, traits: MemoryTraits, rates: Rates | None = None) -> Plan:
     """The plan that computes the fewest of ``num_tokens`` tokens, of which the tree has seen those of the match.

@@ -229,7 +229,8 @@ class Engine:
     def _has_room(self, job: Job, plan: Plan) -> bool:
         # What running prompts were admitted for is theirs, though they do not hold it yet.
         num_promised = sum(other.num_left for other in self._running if other.is_computing)
-        num_cells = len(job.tokens) - plan.num_reused_tokens + num_promised + SPARE_CELLS
+        num_own = max(len(job.tokens) - plan.num_reused_tokens, plan.num_cells_to_load)
+        num_cells = num_own + num_promised + SPARE_CELLS
         keep = plan.fork.branch if plan.fork else None
         if self.live.make_room(num_cells, keep=keep):
             return True

@@ -123,6 +123,9 @@ class FakeModel:
     def load_span(self, seq: SeqId, blob: Blob, start: int, stop: int) -> None:
         if not self.traits.has_spans or self.length(seq) != start or not blob.start <= start < stop <= blob.stop:
             raise MemoryMisuse("bad load")
+        # A snapshot is loaded whole, and cut then.
+        if self.num_used_cells + blob.stop - blob.start > self.num_cells:
+            raise OutOfCells("full")
         self._load(seq, _tokens(blob)[start - blob.start : stop - blob.start])
         self._settle(seq)
 
