@@ -13,11 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from kvstet.llama.model import Model
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `from toys import ...` in test modules
+
+# How long an example takes says what else the machine does, and nothing about the code.
+settings.register_profile("unhurried", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session", autouse=True)

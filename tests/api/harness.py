@@ -6,9 +6,9 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -21,7 +21,8 @@ from kvstet.api.server import Server, listen, url_of
 from kvstet.chat.fake import ByteTokenizer
 from kvstet.chat.renderer import Renderer
 from kvstet.config import ServerOptions
-from kvstet.engine.fake_client import Say, ScriptedEngine
+from kvstet.engine.fake_client import Say, Script, ScriptedEngine
+from kvstet.engine.messages import Event, Generate
 from kvstet.errors import GrammarError
 from kvstet.types import Tokenizer
 
@@ -58,14 +59,56 @@ def toy_rules(schemas: Any) -> str:
     return "".join(f"{name} ::= {sorted(schema)}\n" for name, schema in schemas.items())
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 1.0) -> bool:
-    """Whether the condition becomes true within ``seconds``."""
+@dataclass(frozen=True)
+class Held:
+    """A script that stands still after its first ``num_events`` until it is let go, from whichever thread."""
+
+    script: Script
+    num_events: int = 1
+    go: threading.Event = field(default_factory=threading.Event)
+
+    async def __call__(self, request: Generate) -> AsyncGenerator[Event, None]:
+        async with aclosing(self.script(request)) as events:
+            for _ in range(self.num_events):
+                yield await anext(events)
+            while not self.go.is_set():
+                await asyncio.sleep(0.002)
+            async for event in events:
+                yield event
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+    """Whether the condition becomes true within ``seconds``.
+
+    As long as a busy machine may take, and shorter than what would bring about the same by itself: a ping that fails,
+    or the end of a long reply.
+    """
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             return False
         time.sleep(0.002)
     return True
+
+
+def freed(engine: ScriptedEngine) -> bool:
+    """Whether the engine was asked, and all that it was asked is cancelled soon, and over."""
+    return eventually(
+        lambda: (
+            bool(engine.requests)
+            and sorted(engine.cancelled) == sorted(request.id for request in engine.requests)
+            and engine.stats().num_running == 0
+        )
+    )
+
+
+def patiences(engine: ScriptedEngine) -> Iterator[float]:
+    """Seconds for a client to wait before it gives up: ever more, until its request has reached the engine by then."""
+    seconds = 0.1
+    while not engine.requests:
+        assert seconds < 30, "it never reached the engine"
+        yield seconds
+        seconds *= 3
 
 
 @dataclass(frozen=True)
@@ -142,9 +185,9 @@ def running_models(models: Models, **options: Any) -> Generator[str, None, None]
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
     thread.start()
     try:
-        assert eventually(lambda: server.started, 5.0)
+        assert eventually(lambda: server.started, 30.0)
         yield url_of(listener)
     finally:
         server.should_exit = True
-        thread.join(5.0)
+        thread.join(30.0)
         listener.close()

@@ -8,16 +8,23 @@ from typing import Any
 
 
 class Source:
-    """Yields its steps, pauses for each float, raises each exception, and remembers whether it was closed."""
+    """Yields its steps, pauses for each float, waits for each event, and raises each exception.
+
+    Remembers how far it came, and whether it was closed.
+    """
 
     def __init__(self, *steps: object) -> None:
         self._steps = steps
+        self.num_begun_steps = 0
         self.is_closed = False
 
     async def events(self) -> AsyncGenerator[Any, None]:
         try:
             for step in self._steps:
+                self.num_begun_steps += 1
                 match step:
+                    case asyncio.Event():
+                        await step.wait()
                     case float():
                         await asyncio.sleep(step)
                     case Exception():

@@ -13,7 +13,7 @@ import anthropic
 import pytest
 from anthropic import AsyncAnthropic
 from tests.api.anthropic_harness import USER, MessagesSite, calling, events_in, running_messages, thinking
-from tests.api.harness import reply, tokens_of
+from tests.api.harness import Held, reply, tokens_of
 from tests.api.test_reruns import Rerun
 
 from kvstet.api import answering
@@ -322,10 +322,21 @@ def test_of_a_reply_that_was_begun_anew_only_the_second_try_is_told(site: Messag
 
 def test_a_long_prompt_is_bridged_by_pings(site: MessagesSite, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(answering, "EventStream", partial(EventStream, ping_seconds=0.02))
-    site.engine.script = reply("Hello.", prefill_seconds=0.1)
-    types = [event["type"] for event in site.events()]
+    site.engine.script = held = Held(reply("Hello."))
+    lines: list[str] = []
+    body = {"model": "m", "max_tokens": 9, "messages": USER, "stream": True}
+    with site.http() as client, client.stream("POST", "/v1/messages", json=body) as response:
+        for line in response.iter_lines():
+            lines.append(line)
+            if lines.count("event: ping") == 2:
+                held.go.set()
+    types = [event["type"] for event in events_in("\n".join([*lines, ""]))]
     assert types[:2] == ["ping", "ping"]
-    assert types[types.index("message_start") + 1 :][:2] == ["content_block_start", "content_block_delta"]
+    assert [kind for kind in types if kind != "ping"][:3] == [
+        "message_start",
+        "content_block_start",
+        "content_block_delta",
+    ]
     with site.anthropic() as client, client.messages.stream(model="m", max_tokens=9, messages=USER) as stream:
         assert stream.get_final_text() == "Hello."
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
+
 import pytest
 from tests.api import source
 
@@ -18,17 +21,26 @@ class Source(source.Source):
         return Token(ID, step)
 
 
-async def batches_of(*sources: Source) -> list[list[tuple[int, int]]]:
+async def batches_of(*sources: Source, gates: Sequence[asyncio.Event] = ()) -> list[list[tuple[int, int]]]:
+    """All batches; after each of the first ones the next of ``gates`` is opened."""
+    batches: list[list[tuple[int, int]]] = []
     async with Feed([source.events() for source in sources]) as feed:
-        return [[(i, e.token) for i, e in batch if isinstance(e, Token)] async for batch in feed.batches()]
+        async for batch in feed.batches():
+            batches.append([(i, e.token) for i, e in batch if isinstance(e, Token)])
+            for gate in gates[len(batches) - 1 : len(batches)]:
+                gate.set()
+    return batches
 
 
 async def test_what_is_ready_together_comes_together():
-    assert await batches_of(Source(1, 2, 0.01, 3)) == [[(0, 1), (0, 2)], [(0, 3)]]
+    gate = asyncio.Event()
+    assert await batches_of(Source(1, 2, gate, 3), gates=[gate]) == [[(0, 1), (0, 2)], [(0, 3)]]
 
 
 async def test_sources_are_merged_as_they_come():
-    assert await batches_of(Source(1, 0.02, 2), Source(0.01, 7)) == [[(0, 1)], [(1, 7)], [(0, 2)]]
+    first, second = asyncio.Event(), asyncio.Event()
+    batches = await batches_of(Source(1, first, 2), Source(second, 7), gates=[second, first])
+    assert batches == [[(0, 1)], [(1, 7)], [(0, 2)]]
 
 
 async def test_an_empty_source_ends_at_once():

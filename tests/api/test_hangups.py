@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Iterator
 
 import pytest
 from openai import APITimeoutError
-from tests.api.harness import Site, eventually, tokens_of
+from tests.api.harness import Site, eventually, freed, patiences, tokens_of
 
 from kvstet.engine.fake_client import Hang, Say
 from kvstet.engine.messages import Event, Finished, Generate, TokenLogprobs
@@ -31,18 +31,12 @@ def asked(site: Site, **fields: object) -> Iterator[socket.socket]:
         yield connection
 
 
-def freed(site: Site) -> bool:
-    """Whether the first request's tokens are freed at once."""
-    return eventually(lambda: site.engine.cancelled == [site.engine.requests[0].id], 0.5)
-
-
 @pytest.mark.parametrize("stream", [True, False])
 def test_hanging_up_while_the_prompt_is_computed_frees_it(site: Site, stream: bool):
     site.engine.script = Hang()
     with asked(site, stream=stream):
         assert site.engine.cancelled == []
-    assert freed(site)
-    assert site.engine.stats().num_running == 0
+    assert freed(site.engine)
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -52,28 +46,30 @@ def test_hanging_up_while_the_reply_is_written_frees_it(site: Site, stream: bool
         if stream:
             assert connection.recv(1000).startswith(b"HTTP/1.1 200")
         assert eventually(lambda: site.engine.stats().num_generated_tokens > 3)
-    assert freed(site)
+    assert freed(site.engine)
 
 
 def test_hanging_up_frees_all_choices(site: Site):
     site.engine.script = ENDLESS
     with asked(site, stream=True, n=3) as connection:
         connection.recv(1000)
-    assert eventually(lambda: len(site.engine.cancelled) == 3, 0.5)
+    assert eventually(lambda: len(site.engine.cancelled) == 3)
 
 
 def test_closing_an_sdk_stream_frees_its_tokens(site: Site):
     site.engine.script = ENDLESS
     with site.sdk() as client, client.chat.completions.create(model="m", messages=USER, stream=True) as stream:  # type: ignore[arg-type]
         next(iter(stream))
-    assert freed(site)
+    assert freed(site.engine)
 
 
 def test_an_sdk_timeout_frees_its_tokens(site: Site):
     site.engine.script = Hang()
-    with site.sdk() as client, pytest.raises(APITimeoutError):
-        client.chat.completions.create(model="m", messages=USER, timeout=0.1)  # type: ignore[arg-type]
-    assert freed(site)
+    with site.sdk() as client:
+        for seconds in patiences(site.engine):
+            with pytest.raises(APITimeoutError):
+                client.chat.completions.create(model="m", messages=USER, timeout=seconds)  # type: ignore[arg-type]
+    assert freed(site.engine)
 
 
 def test_a_cancelled_task_of_the_async_sdk_frees_its_tokens(site: Site):
@@ -81,11 +77,13 @@ def test_a_cancelled_task_of_the_async_sdk_frees_its_tokens(site: Site):
 
     async def give_up() -> None:
         async with site.async_sdk() as client:
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(client.chat.completions.create(model="m", messages=USER), 0.1)  # type: ignore[arg-type]
+            for seconds in patiences(site.engine):
+                asking = client.chat.completions.create(model="m", messages=USER)  # type: ignore[arg-type]
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(asking, seconds)
 
     asyncio.run(give_up())
-    assert freed(site)
+    assert freed(site.engine)
 
 
 def test_a_client_that_does_not_read_still_frees_its_tokens_when_it_goes(site: Site):
@@ -103,8 +101,8 @@ def test_a_client_that_does_not_read_still_frees_its_tokens_when_it_goes(site: S
 
     site.engine.script = chatter
     with asked(site, stream=True, logprobs=True):
-        assert eventually(lambda: site.engine.stats().num_generated_tokens == num_batches * len(batch), 5.0)
-    assert freed(site)
+        assert eventually(lambda: site.engine.stats().num_generated_tokens == num_batches * len(batch))
+    assert freed(site.engine)
 
 
 def test_the_server_serves_on_after_a_hundred_hangups(site: Site):

@@ -28,7 +28,7 @@ async def serving(engine: ScriptedEngine, drain_seconds: float = 10.0) -> tuple[
 
 
 def client(url: str) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=url, trust_env=False, verify=False, timeout=5)
+    return httpx.AsyncClient(base_url=url, trust_env=False, verify=False, timeout=30)
 
 
 async def stop(task: asyncio.Task[None]) -> None:
@@ -87,9 +87,18 @@ def test_a_port_that_is_taken_is_an_error():
             listen(ServerOptions(port=port))
 
 
+def has_ipv6() -> bool:
+    """Whether this machine has an address to listen on; containers often have none."""
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
 def test_urls_put_ipv6_addresses_in_brackets():
     with listen(ServerOptions(host="127.0.0.1", port=0)) as listener:
         assert url_of(listener) == f"http://127.0.0.1:{listener.getsockname()[1]}"
-    if socket.has_ipv6:
+    if has_ipv6():
         with listen(ServerOptions(host="[::1]", port=0)) as listener:
             assert url_of(listener) == f"http://[::1]:{listener.getsockname()[1]}"

@@ -15,9 +15,10 @@ from tests.api.traces import FOLDER, Step, reply_text, spelt, steps
 
 from kvstet.chat.builtin import builtin_template
 from kvstet.chat.deltas import ParsedReply
-from kvstet.chat.ledger import Ledger, meaning_of, meaning_of_message
+from kvstet.chat.ledger import Ledger, meaning_of, meanings_of_message
 from kvstet.chat.messages import normalise
 from kvstet.chat.renderer import Renderer
+from kvstet.chat.tools import defaults_of
 from kvstet.llama.model import Model
 from kvstet.types import Prompt, Reuse
 
@@ -47,7 +48,9 @@ class Watched(Renderer):
         prompt = super().render(messages, **options)
         replies = [message for message in normalise(messages) if message["role"] == "assistant"]
         self.prompts.append(prompt)
-        self.num_own.append(sum(meaning_of_message(message) in self._meanings for message in replies))
+        defaults = defaults_of(options.get("tools") or ())
+        own = (self._meanings.intersection(meanings_of_message(message, defaults)) for message in replies)
+        self.num_own.append(sum(map(bool, own)))
         return prompt
 
     def remember(self, prompt: Prompt, tokens: Sequence[int], reply: ParsedReply, *, has_ended: bool) -> None:

@@ -85,7 +85,7 @@ class Held:
         os_replace = os.replace
 
         def hold(source: Path, target: Path) -> None:
-            assert self._go.wait(10)
+            assert self._go.wait(50)
             os_replace(source, target)
 
         monkeypatch.setattr(os, "replace", hold)
@@ -690,11 +690,20 @@ def test_a_writer_that_is_killed_leaves_only_whole_files(tmp_path: Path):
     with Writers(tmp_path) as writers:
         for seed in range(15):
             pid = writers.start(seed, 100_000)
+            if seed % 3 == 0:
+                wait_for_a_new_file(tmp_path)
             time.sleep(rng.uniform(0, 0.08))
             os.kill(pid, signal.SIGKILL)
             assert writers.read() == -signal.SIGKILL
             assert_mended(tmp_path)
-    assert files(tmp_path)
+
+
+def wait_for_a_new_file(folder: Path) -> None:
+    """Until a blob was published that was not there; a slow disk takes its time."""
+    before, deadline = set(files(folder)), time.monotonic() + 30
+    while not set(files(folder)) - before:
+        assert time.monotonic() < deadline, "nothing is ever published"
+        time.sleep(0.001)
 
 
 @pytest.mark.parametrize(("die_at", "call"), [("_write_all", 9), ("_write_all", 10), ("replace", 5)])

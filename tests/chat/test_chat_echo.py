@@ -115,6 +115,34 @@ def test_arguments_may_be_written_anew_and_ids_may_change(renderer: Renderer, ar
     assert goes_on(renderer.render([USER, call(arguments, id=id), MORE]), seen)
 
 
+EDIT = {
+    "name": "edit",
+    "parameters": {
+        "type": "object",
+        "properties": {"old": {"type": "string"}, "all": {"type": "boolean", "default": False}},
+    },
+}
+EDIT_TOOLS = [{"type": "function", "function": EDIT}]
+
+
+@pytest.mark.parametrize(
+    ("said_arguments", "arguments", "is_same"),
+    [
+        ('{"old": "th"}', '{"old": "th", "all": false}', True),
+        ('{"old": "th", "all": false}', '{"old": "th", "all": false}', True),
+        ('{"old": "th"}', '{"old": "th", "all": true}', False),
+        ('{"old": "th"}', '{"old": "th", "other": false}', False),
+    ],
+)
+def test_a_client_may_write_the_tools_defaults_out(
+    renderer: Renderer, said_arguments: str, arguments: str, is_same: bool
+):
+    reply = ParsedReply(calls=(ParsedCall("edit", said_arguments),))
+    seen = said(renderer, f"<call>edit {said_arguments}", reply)
+    prompt = renderer.render([USER, call(arguments, "edit"), MORE], tools=EDIT_TOOLS)
+    assert goes_on(prompt, seen) == is_same
+
+
 @pytest.mark.parametrize("message", [call('{"path": "thé"}'), call(ARGUMENTS, name="write"), call("{")])
 def test_another_call_is_another_reply(renderer: Renderer, message: dict[str, Any]):
     seen = called(renderer)

@@ -39,7 +39,7 @@ def test_threads_that_make_the_same_entry_get_the_same_object() -> None:
     barrier = Barrier(4)
 
     def make() -> object:
-        barrier.wait(timeout=10)
+        barrier.wait(timeout=30)
         return object()
 
     with ThreadPoolExecutor(4) as pool:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import socket
+import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
@@ -11,7 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.api.harness import reply, running_models, served_by
+from tests.api.harness import eventually, reply, running_models, served_by
 
 from kvstet.api.ports import Served
 from kvstet.cli.models.memory import MachineMemory
@@ -44,6 +47,8 @@ class Machine:
     total: int | None = None
     """MiB."""
     load_seconds: float = 0.0
+    may_load: threading.Event = field(default_factory=threading.Event)
+    """Until it is set, no load ends."""
     failures: deque[Exception] = field(default_factory=deque[Exception])
     """Raised by the next loads."""
     loads: list[str] = field(default_factory=list[str])
@@ -54,6 +59,8 @@ class Machine:
     async def load(self, options: ServedOptions) -> FakeLoaded:
         self.loads.append(options.label)
         await asyncio.sleep(self.load_seconds)
+        while not self.may_load.is_set():
+            await asyncio.sleep(0.002)
         if self.failures:
             raise self.failures.popleft()
         engine = ScriptedEngine(reply(f"I am {options.label}."), replace(TINY_MODEL, name=f"file {options.label}"))
@@ -76,7 +83,9 @@ class Machine:
 
 @pytest.fixture
 def machine() -> Machine:
-    return Machine()
+    made = Machine()
+    made.may_load.set()
+    return made
 
 
 def loaded_names(pool: ModelPool) -> list[str]:
@@ -91,7 +100,7 @@ async def use(pool: ModelPool, name: str | None) -> str:
 
 async def until(condition: object) -> None:
     assert callable(condition)
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.002)
 
@@ -166,8 +175,9 @@ async def test_loading_goes_on_when_the_one_who_waits_hangs_up(machine: Machine)
     await until(lambda: machine.loads)
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
-    await until(lambda: loaded_names(pool) == ["b"])
-    await until(lambda: loaded_names(pool) == [])  # nobody uses it, so its rest begins at once
+    await until(lambda: "b" in machine.loaded)
+    await until(lambda: machine.loaded["b"].num_closings == 1)  # nobody uses it, so its rest begins at once
+    assert loaded_names(pool) == []
 
 
 # Unloading
@@ -187,8 +197,9 @@ async def test_a_model_is_unloaded_after_its_rest(machine: Machine):
 async def test_a_model_that_was_preloaded_rests_too(machine: Machine):
     pool = machine.pool("a", "b", unload_after_seconds=0.01)
     await pool.preload(["a", "b"])
-    assert loaded_names(pool) == ["a", "b"]
+    assert list(machine.loaded) == ["a", "b"]
     await until(lambda: loaded_names(pool) == [])
+    assert [loaded.num_closings for loaded in machine.loaded.values()] == [1, 1]
 
 
 async def test_no_model_is_unloaded_while_it_is_used(machine: Machine):
@@ -200,12 +211,25 @@ async def test_no_model_is_unloaded_while_it_is_used(machine: Machine):
     await until(lambda: loaded_names(pool) == [])
 
 
-async def test_each_use_begins_the_rest_anew(machine: Machine):
+async def test_each_use_begins_the_rest_anew(machine: Machine, monkeypatch: pytest.MonkeyPatch):
+    now = 0.0
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
     pool = machine.pool("a", unload_after_seconds=0.1)
     for _ in range(6):
         await use(pool, None)
-        await asyncio.sleep(0.04)
+        now += 0.09
+        await turns()
+        assert loaded_names(pool) == ["a"]
+    now += 0.02
+    await turns()
+    assert loaded_names(pool) == []
     assert machine.loads == ["a"]
+
+
+async def turns() -> None:
+    """Let everything happen that is due."""
+    for _ in range(20):
+        await asyncio.sleep(0)
 
 
 # Memory
@@ -294,6 +318,25 @@ async def test_who_waits_for_a_model_is_told_that_the_server_stops(machine: Mach
 def site(pool: ModelPool) -> Iterator[httpx.Client]:
     with running_models(pool) as url, httpx.Client(base_url=url, trust_env=False, verify=False) as client:
         yield client
+
+
+@contextmanager
+def asked(client: httpx.Client, body: dict[str, object]) -> Iterator[None]:
+    """A connection on which a chat request was sent; leaving hangs up."""
+    text = json.dumps(body).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(text)}\r\n\r\n"
+    with socket.create_connection((client.base_url.host, client.base_url.port or 80)) as connection:
+        connection.sendall(head.encode() + text)
+        yield
+
+
+def engine_of(loaded: FakeLoaded) -> ScriptedEngine:
+    assert isinstance(loaded.served.engine, ScriptedEngine)
+    return loaded.served.engine
+
+
+def num_users(pool: ModelPool, name: str) -> int:
+    return pool._find(name).num_users  # pyright: ignore[reportPrivateUsage]
 
 
 @pytest.mark.parametrize(
@@ -392,9 +435,7 @@ def test_a_stream_holds_its_model_to_the_end(path: str, fields: dict[str, object
         text = client.post(path, json={"model": "b", **fields}).text
         assert "error" not in text.replace('"error":null', "")
         assert machine.loads == ["b"]
-        deadline = asyncio.new_event_loop()
-        deadline.run_until_complete(until(lambda: loaded_names(pool) == []))
-        deadline.close()
+        assert eventually(lambda: loaded_names(pool) == [])
 
 
 def test_a_stream_whose_client_hangs_up_lets_go_of_its_model(machine: Machine):
@@ -408,24 +449,25 @@ def test_a_stream_whose_client_hangs_up_lets_go_of_its_model(machine: Machine):
 
         pool._load = hanging  # pyright: ignore[reportPrivateUsage]
         for stream in (True, False):
-            with pytest.raises(httpx.ReadTimeout):
-                client.post(CHAT, json={"model": "b", "messages": USER, "stream": stream}, timeout=0.2)
-            waiting = asyncio.new_event_loop()
-            waiting.run_until_complete(until(lambda: loaded_names(pool) == []))
-            waiting.close()
+            machine.loaded.clear()
+            with asked(client, {"model": "b", "messages": USER, "stream": stream}):
+                assert eventually(lambda: "b" in machine.loaded and engine_of(machine.loaded["b"]).requests != [])
+            assert eventually(lambda: machine.loaded["b"].num_closings == 1)
     assert machine.loads == ["b", "b"]
 
 
 def test_a_client_that_hangs_up_before_its_model_is_loaded_asks_nothing(machine: Machine):
-    machine.load_seconds = 0.3
+    machine.may_load.clear()
     pool = machine.pool("a", "b")
     with site(pool) as client:
-        with pytest.raises(httpx.ReadTimeout):
-            client.post(CHAT, json={"model": "b", "messages": USER}, timeout=0.1)
+        with asked(client, {"model": "b", "messages": USER}):
+            assert eventually(lambda: machine.loads == ["b"])
+        hung_up = eventually(lambda: num_users(pool, "b") == 0)
+        machine.may_load.set()
+        assert hung_up
         answer = client.post(CHAT, json={"model": "b", "messages": USER})
         assert answer.status_code == 200
-    engine = machine.loaded["b"].served.engine
-    assert len(engine.requests) == 1  # type: ignore[attr-defined]
+    assert len(engine_of(machine.loaded["b"]).requests) == 1
 
 
 # The machine's memory

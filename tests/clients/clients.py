@@ -216,8 +216,6 @@ CLIENTS = (
         later=("-p", "--dangerously-skip-permissions", "--verbose", "--output-format", "stream-json", "-c", PROMPT),
         # It lets root skip permissions in a sandbox only.
         environment={"IS_SANDBOX": "1"},
-        # It writes defaults out: "replace_all": false in an edit.
-        num_changed=1,
         overflow_context=25_000,
     ),
     RealClient(

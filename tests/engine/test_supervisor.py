@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,24 +16,28 @@ from kvstet.engine.fake import FakeModel
 from kvstet.engine.fake_client import TINY_MODEL
 from kvstet.engine.messages import Event, Finished, Generate, Progress, Token
 from kvstet.engine.model import Batch
-from kvstet.engine.process import Loaded
+from kvstet.engine.process import Loaded, Loader
 from kvstet.engine.supervisor import Supervisor
 from kvstet.errors import ContextOverflow, EngineCrashed, ModelLoadError, ShuttingDown
 from kvstet.types import GREEDY, RequestId
 
-POISON, SLOW = 61, 62
+POISON = 61
 
 
 class Mortal(FakeModel):
-    """Aborts its process, as libllama may, when it meets the poisonous token; dawdles at the slow one."""
+    """Aborts its process, as libllama may, when it meets the poisonous token."""
 
     def decode(self, batch: Batch) -> None:
-        import time
-
         if POISON in batch.tokens:
             os.abort()
-        if SLOW in batch.tokens:
-            time.sleep(0.2)
+        super().decode(batch)
+
+
+class Dawdling(FakeModel):
+    """Takes minutes over a reply that nobody ends."""
+
+    def decode(self, batch: Batch) -> None:
+        time.sleep(0.05)
         super().decode(batch)
 
 
@@ -44,6 +49,10 @@ def load_mortal(options: ModelOptions, on_progress: Callable[[float], None]) -> 
         marker.touch()
         return Loaded(Mortal(), TINY_MODEL)
     return Loaded(FakeModel() if marker.suffix == ".once" else Mortal(), TINY_MODEL)
+
+
+def load_dawdling(options: ModelOptions, on_progress: Callable[[float], None]) -> Loaded:
+    return Loaded(Dawdling(), TINY_MODEL)
 
 
 def load_nothing(options: ModelOptions, on_progress: Callable[[float], None]) -> Loaded:
@@ -62,8 +71,8 @@ async def collect(supervisor: Supervisor, request: Generate) -> list[Event]:
     return [event async for event in supervisor.generate(request)]
 
 
-async def started(path: str = "fake") -> Supervisor:
-    supervisor = Supervisor(ModelOptions(Path(path)), EngineOptions(), load=load_mortal)
+async def started(path: str = "fake", load: Loader = load_mortal) -> Supervisor:
+    supervisor = Supervisor(ModelOptions(Path(path)), EngineOptions(), load=load)
     await supervisor.start()
     return supervisor
 
@@ -122,7 +131,7 @@ async def test_a_request_that_kills_the_engine_twice_fails_and_others_are_served
 
 
 async def test_a_killed_engine_ends_what_had_streamed_and_comes_back():
-    supervisor = await started()
+    supervisor = await started(load=load_dawdling)
     seen: list[Event] = []
 
     async def read() -> None:
@@ -169,7 +178,7 @@ async def test_an_engine_that_is_just_starting_does_not_mind_the_signals_that_st
 
 
 async def test_closing_the_generator_frees_the_request():
-    supervisor = await started()
+    supervisor = await started(load=load_dawdling)
     events = supervisor.generate(generate("a", [1, 2, 3], new=None))
     async for event in events:
         if isinstance(event, Token):
@@ -180,9 +189,15 @@ async def test_closing_the_generator_frees_the_request():
 
 
 async def test_closing_the_server_ends_requests_in_flight():
-    supervisor = await started()
-    reading = asyncio.create_task(collect(supervisor, generate("a", [SLOW] * 600)))
-    await asyncio.sleep(0.1)
+    supervisor = await started(load=load_dawdling)
+    seen: list[Event] = []
+
+    async def read() -> None:
+        async for event in supervisor.generate(generate("a", [1, 2, 3], new=None)):
+            seen.append(event)
+
+    reading = asyncio.create_task(read())
+    await until(lambda: any(isinstance(event, Token) for event in seen))
     await supervisor.close()
     with pytest.raises(ShuttingDown):
         await reading

@@ -14,12 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.engine.conversations import Agent, Conversation
-from tests.engine.faults import FILE_FAULTS, digest_of, spoil
+from tests.engine.faults import FILE_FAULTS, FixedRates, digest_of, spoil
 from tests.toys import toy_path
 
 from kvstet.cache.disk import blobfile
+from kvstet.cache.rates import Rates
 from kvstet.config import MIB, EngineOptions, ModelOptions
 from kvstet.engine.messages import Generate, Started, Token
+from kvstet.engine.process import Loaded, load_llama
 from kvstet.engine.supervisor import Supervisor
 from kvstet.errors import DamagedBlob, EngineCrashed
 from kvstet.types import GREEDY, RequestId, Reuse
@@ -80,6 +82,13 @@ async def until(condition: Callable[[], bool], seconds: float = 60) -> None:
         await asyncio.sleep(0.002)
 
 
+def load_with_fixed_rates(options: ModelOptions, on_progress: Callable[[float], None]) -> Loaded:
+    """As `load_llama`, in a process where no plan depends on how long anything took."""
+    Rates.observe_compute = FixedRates.observe_compute
+    Rates.observe_load = FixedRates.observe_load
+    return load_llama(options, on_progress)
+
+
 @asynccontextmanager
 async def engine_process(
     model: Path, folder: Path, *, ctx_size: int, ram_bytes: int = 1 << 30, num_reply_tokens: int = 8
@@ -94,7 +103,8 @@ async def engine_process(
         flash_attn="off",
         threads=1,
     )
-    supervisor = Supervisor(options, EngineOptions(cache_ram_bytes=ram_bytes, cache_folder=folder))
+    engine = EngineOptions(cache_ram_bytes=ram_bytes, cache_folder=folder)
+    supervisor = Supervisor(options, engine, load=load_with_fixed_rates)
     await supervisor.start()
     try:
         yield Client(supervisor, num_reply_tokens)
@@ -159,6 +169,7 @@ async def visit_in_turn(folder: Path, size: Size) -> None:
             for i, agent in enumerate(agents):
                 history = agent.history.add(agent.message("user", 60))
                 answer = await client.ask(history.tokens, history.cuts)
+                await client.until_written()  # However slow the disk is: what it lacks yet cannot leave RAM unharmed.
                 num_new = len(history.tokens) - seen[i]
                 excess = answer.reuse.num_computed_tokens - num_new
                 assert excess <= size.num_message_tokens + 2, (number, i, answer.reuse)
@@ -223,7 +234,8 @@ async def die_again_and_again(model: Path, folder: Path, num_kills: int, seed: i
             assert {path for path in files if not is_whole(path)} <= {path for path in spoilt if is_spoilt(path)}
             if files and number % 2:
                 path = files[int(random.integers(len(files)))]
-                spoil(path, str(random.choice(FILE_FAULTS)), random)
+                with suppress(FileNotFoundError):  # The next process may just have removed it.
+                    spoil(path, str(random.choice(FILE_FAULTS)), random)
                 spoilt[path] = digest_of(path)
             warm = await asking
             for tokens in (history.tokens, history.add(agent.message("tool", 9)).tokens):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import signal
 import socket
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.engine.test_supervisor import collect, generate, until
+from tests.engine.test_supervisor import collect, generate, load_dawdling, until
 
 from kvstet.config import EngineOptions, ModelOptions
 from kvstet.engine import supervisor as supervisor_module
@@ -33,7 +34,8 @@ HANG, SLOW = 100, 101
 """Tokens that the model never says by itself."""
 
 SECONDS = 3.0
-"""The limit in tests with processes: a healthy one says something well within it, on a busy machine too."""
+"""The limit in tests with processes: a healthy one says something well within it, on a busy machine too. A machine that
+takes its time over a report before the hang raises it."""
 
 A, B = RequestId("a"), RequestId("b")
 
@@ -51,7 +53,7 @@ class Sluggish(FakeModel):
                 self._marker.touch()
             time.sleep(3600)
         if SLOW in batch.tokens:
-            time.sleep(0.2 * SECONDS if len(batch.tokens) < 10 else 1.4 * SECONDS)
+            time.sleep(0.3 * SECONDS if len(batch.tokens) < 10 else 1.4 * SECONDS)
         super().decode(batch)
 
 
@@ -65,6 +67,22 @@ def load_measured(options: ModelOptions, on_progress: Callable[[float], None]) -
     return Loaded(
         Sluggish(options.path), TINY_MODEL, prompt_token_seconds=0.5 * SECONDS / EngineOptions().prefill_chunk
     )
+
+
+class Halting(FakeModel):
+    """Stands still for good in the middle of a reply."""
+
+    def decode(self, batch: Batch) -> None:
+        if self.num_decoded_tokens > 20:
+            time.sleep(3600)
+        super().decode(batch)
+
+
+def load_halting(options: ModelOptions, on_progress: Callable[[float], None]) -> Loaded:
+    """Halts in the first process, and in no other."""
+    is_first = not options.path.exists()
+    options.path.touch()
+    return Loaded(Halting() if is_first else FakeModel(), TINY_MODEL)
 
 
 Start = Callable[..., Awaitable[Supervisor]]
@@ -217,15 +235,16 @@ async def test_a_request_that_hung_the_engine_by_bad_luck_is_run_again_unseen(
     assert supervisor.num_restarts == 1
     assert supervisor.pid != pid
     (line,) = caplog.messages
-    assert line == (
-        "The engine process hangs: it has requests to work on, and was silent for 3 seconds (--watchdog)."
-        " It is killed and started again."
+    assert re.fullmatch(
+        r"The engine process hangs: it has requests to work on, and was silent for ([3-9]|\d\d+) seconds"
+        r" \(--watchdog\)\. It is killed and started again\.",
+        line,
     )
 
 
 async def test_a_request_that_hangs_the_engine_twice_fails_and_others_are_served(start: Start):
     supervisor = await start()
-    with pytest.raises(EngineCrashed, match=r"The engine hung .* stopped after 3 seconds of silence"):
+    with pytest.raises(EngineCrashed, match=r"The engine hung .* stopped after ([3-9]|\d\d+) seconds of silence"):
         await collect(supervisor, generate("a", [1, 2, HANG]))
     events = await collect(supervisor, generate("b", [1, 2, 3]))
     assert isinstance(events[-1], Finished)
@@ -244,7 +263,7 @@ async def test_a_hang_is_noticed_though_the_client_has_lost_patience(start: Star
 
 
 async def test_an_engine_that_is_stopped_in_the_middle_of_a_reply_is_killed(start: Start):
-    supervisor = await start()
+    supervisor = await start(load=load_dawdling)
     seen: list[Event] = []
 
     async def read() -> None:
@@ -261,7 +280,12 @@ async def test_an_engine_that_is_stopped_in_the_middle_of_a_reply_is_killed(star
 
 async def test_steps_that_grow_slower_are_left_alone(start: Start):
     supervisor = await start()
-    await collect(supervisor, generate("a", [SLOW] * 3))
+    limit = supervisor._watchdog.limit_seconds
+    assert limit == SECONDS
+    while limit < 2 * SECONDS:  # Where the server was late as well, the first silence counted for less.
+        await collect(supervisor, generate("a", [SLOW] * 3))
+        limit = supervisor._watchdog.limit_seconds
+        assert limit is not None
     events = await collect(supervisor, generate("b", [SLOW] * 30))
     assert isinstance(events[-1], Finished)
     assert supervisor.num_restarts == 0
@@ -283,7 +307,7 @@ async def test_an_idle_engine_may_be_silent(start: Start):
 
 
 async def test_an_engine_that_cannot_even_be_killed_is_left_behind(
-    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     """As a process in a driver's uninterruptible sleep."""
     monkeypatch.setattr(supervisor_module, "KILL_SECONDS", 0.3)
@@ -294,7 +318,7 @@ async def test_an_engine_that_cannot_even_be_killed_is_left_behind(
     monkeypatch.setattr(undead, "kill", lambda: None)
     try:
         hanging = asyncio.create_task(collect(supervisor, generate("a", [HANG])))
-        await asyncio.sleep(0.1)
+        await until((tmp_path / "marker.once").exists)
         # More than fits between the two: it is never read.
         with pytest.raises(ContextOverflow):
             await collect(supervisor, generate("b", [1] * 500_000))
@@ -307,14 +331,12 @@ async def test_an_engine_that_cannot_even_be_killed_is_left_behind(
         await undead.wait()
 
 
-async def test_closing_does_not_wait_for_a_hang(start: Start, monkeypatch: pytest.MonkeyPatch):
+async def test_closing_does_not_wait_for_a_hang(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(supervisor_module, "STOP_SECONDS", 0.2)
-    supervisor = await start(seconds=None)
+    supervisor = await start("marker.once", seconds=None)
     reading = asyncio.create_task(collect(supervisor, generate("a", [HANG])))
-    await asyncio.sleep(0.3)
-    begun = time.monotonic()
-    await supervisor.close()
-    assert time.monotonic() - begun < 5
+    await until((tmp_path / "marker.once").exists)
+    await asyncio.wait_for(supervisor.close(), 30)
     await asyncio.gather(reading, return_exceptions=True)
 
 
@@ -322,9 +344,9 @@ async def test_closing_does_not_wait_for_a_hang(start: Start, monkeypatch: pytes
 
 
 async def test_a_reply_that_is_not_streamed_is_begun_anew_after_a_crash(start: Start):
-    supervisor = await start(seconds=None)
+    supervisor = await start("marker.once", load=load_halting, seconds=None)
     request = Generate(
-        RequestId("a"), np.array([1, 2, 3], np.int32), max_new_tokens=2000, sampling=GREEDY, is_streamed=False
+        RequestId("a"), np.array([1, 2, 3], np.int32), max_new_tokens=200, sampling=GREEDY, is_streamed=False
     )
     seen: list[Event] = []
 
@@ -339,4 +361,4 @@ async def test_a_reply_that_is_not_streamed_is_begun_anew_after_a_crash(start: S
     await reading
     (first, again) = [index for index, event in enumerate(seen) if type(event).__name__ == "Started"]
     assert first < again
-    assert len([event for event in seen[again:] if isinstance(event, Token)]) == 2000
+    assert len([event for event in seen[again:] if isinstance(event, Token)]) == 200

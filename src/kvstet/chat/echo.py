@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kvstet.chat.ledger import Ledger, Said, meaning_of_message
+from kvstet.chat.ledger import Ledger, Said, meanings_of_message
 from kvstet.chat.marks import Mark, Rendered
 from kvstet.chat.messages import Message
 from kvstet.chat.segments import Segment, SegmentTokenizer
+from kvstet.chat.tools import Defaults
 from kvstet.types import Tokens
 
 
@@ -29,8 +30,17 @@ class Echoed:
     num_messages: int = 0
 
 
-def echo(rendered: Rendered, messages: Sequence[Message | None], ledger: Ledger, segments: SegmentTokenizer) -> Echoed:
-    """``messages`` are those of the marks, normalised; None: what is shown there is another message than was sent."""
+def echo(
+    rendered: Rendered,
+    messages: Sequence[Message | None],
+    defaults: Defaults,
+    ledger: Ledger,
+    segments: SegmentTokenizer,
+) -> Echoed:
+    """``messages`` are those of the marks, normalised; None: what is shown there is another message than was sent.
+
+    ``defaults`` are those of the tools.
+    """
     parts: list[str | Segment] = []
     marks: list[Mark] = []
     text, done, shift = rendered.text, 0, 0
@@ -41,7 +51,8 @@ def echo(rendered: Rendered, messages: Sequence[Message | None], ledger: Ledger,
         if after is None or message is None or message["role"] != "assistant":
             continue
         shown = text[mark.start : after.start]
-        found = [said for said in ledger.find(meaning_of_message(message)) if _fits(said, shown, message)]
+        meanings = meanings_of_message(message, defaults)
+        found = [said for meaning in meanings for said in ledger.find(meaning) if _fits(said, shown, message)]
         if not found:
             continue
         start, stop = mark.start + len(found[0].opening), mark.start + shown.rfind(found[0].ending)

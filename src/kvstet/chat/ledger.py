@@ -22,6 +22,7 @@ import numpy as np
 
 from kvstet.chat.deltas import ParsedReply
 from kvstet.chat.messages import Message
+from kvstet.chat.tools import Defaults
 from kvstet.types import Tokens
 
 logger = logging.getLogger("kvstet.chat")
@@ -141,11 +142,24 @@ def meaning_of(reply: ParsedReply) -> bytes:
     return _digest(reply.reasoning, reply.text, [(call.name, call.arguments) for call in reply.calls])
 
 
-def meaning_of_message(message: Message) -> bytes:
-    """Digest of what an assistant's message, normalised, says."""
+def meanings_of_message(message: Message, defaults: Defaults) -> tuple[bytes, ...]:
+    """Digests of what an assistant's message, normalised, says: as it stands, and without arguments that are defaults.
+
+    A client may have written out what the model left to the tools' defaults.
+    """
+    reasoning, text = str(message.get("reasoning_content", "")), str(message["content"])
     calls = cast("Sequence[Mapping[str, Mapping[str, object]]]", message.get("tool_calls", ()))
     named = [(str(call["function"]["name"]), call["function"]["arguments"]) for call in calls]
-    return _digest(str(message.get("reasoning_content", "")), str(message["content"]), named)
+    shorter = [(name, _without(arguments, defaults.get(name, {}))) for name, arguments in named]
+    meanings = (_digest(reasoning, text, named),)
+    return meanings if shorter == named else (*meanings, _digest(reasoning, text, shorter))
+
+
+def _without(arguments: object, defaults: Mapping[str, object]) -> object:
+    if isinstance(arguments, Mapping):
+        named = cast("Mapping[str, object]", arguments)
+        return {name: value for name, value in named.items() if name not in defaults or value != defaults[name]}
+    return arguments
 
 
 def _digest(reasoning: str, text: str, calls: Sequence[tuple[str, object]]) -> bytes:

@@ -24,7 +24,7 @@ from kvstet.chat.reply.grammar import CallDemand, CallGrammar, SchemaRules
 from kvstet.chat.reply.parser import ReplyParser
 from kvstet.chat.segments import DEFAULT_CACHE_BYTES, Encoded, SegmentTokenizer
 from kvstet.chat.template import ChatTemplate
-from kvstet.chat.tools import canonical, checked
+from kvstet.chat.tools import canonical, checked, defaults_of
 from kvstet.chat.traits import Traits, traits_of
 from kvstet.errors import InvalidRequest
 from kvstet.types import MessageSpan, Prompt, Tokenizer
@@ -125,7 +125,7 @@ class Renderer:
             now=conversation_started or self._start_of(clean),
             extra=extra,
         )
-        echoed = self._echoed(Rendered(_encodable(rendered.text), rendered.marks), fitted, clean)
+        echoed = self._echoed(Rendered(_encodable(rendered.text), rendered.marks), fitted, clean, tools)
         text = "".join(part if isinstance(part, str) else part.text for part in echoed.parts)
         has_bos = bool(self._bos) and text.startswith(self._bos)
         hints = [mark.start for mark in echoed.marks]
@@ -148,12 +148,18 @@ class Renderer:
             meaning_of(reply), Said(digest_of(prompt.text), prompt.opening, as_tokens(said), end or self._eos)
         )
 
-    def _echoed(self, rendered: Rendered, fitted: Fitted, messages: Sequence[Message]) -> Echoed:
+    def _echoed(
+        self,
+        rendered: Rendered,
+        fitted: Fitted,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, object]],
+    ) -> Echoed:
         if self._ledger is None or not rendered.marks:
             return Echoed([rendered.text], rendered.marks)
         pairs = zip(fitted.origins, fitted.alone, strict=True)
         sources = [messages[origin] if is_alone else None for origin, is_alone in pairs]
-        return echo(rendered, sources, self._ledger, self._segments)
+        return echo(rendered, sources, defaults_of(tools), self._ledger, self._segments)
 
     def raw(self, text: str) -> Prompt:
         """Prompt of a bare text: one span, with the special tokens that the model wants around a text."""

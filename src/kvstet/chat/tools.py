@@ -7,6 +7,9 @@ from typing import cast
 
 from kvstet.errors import InvalidRequest
 
+Defaults = Mapping[str, Mapping[str, object]]
+"""Tool -> parameter -> default."""
+
 _FIRST = ("type", "function", "name", "description", "parameters", "properties", "required", "items", "enum")
 """Keys in the order in which most tools are written; all others follow, sorted."""
 
@@ -27,6 +30,22 @@ def checked(tool: Mapping[str, object], where: str) -> Mapping[str, object]:
     if not isinstance(fields.get("parameters"), Mapping | None):
         raise InvalidRequest(f"{where}.function.parameters must be an object.", param=f"{where}.function.parameters")
     return tool
+
+
+def defaults_of(tools: Sequence[Mapping[str, object]]) -> Defaults:
+    """What the tools' parameters are where a call says nothing of them."""
+    return {str(name): defaults for name, defaults in map(_defaults, tools) if defaults}
+
+
+def _defaults(tool: Mapping[str, object]) -> tuple[object, dict[str, object]]:
+    function = cast("Mapping[str, object]", tool["function"])
+    properties = _mapping(_mapping(function.get("parameters")).get("properties"))
+    schemas = {name: _mapping(schema) for name, schema in properties.items()}
+    return function["name"], {name: schema["default"] for name, schema in schemas.items() if "default" in schema}
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    return cast("Mapping[str, object]", value) if isinstance(value, Mapping) else {}
 
 
 def _ordered(value: object) -> object:
