@@ -101,7 +101,8 @@ GREEDY = Sampling(temperature=0.0)
 HEAD_ROLES = frozenset({"system", "developer"})
 
 CutKind = Literal["head", "user", "assistant", "tool", "other"]
-"""What stands behind a message end: "head" is the end of the system prompt and the tools, else it is the next role."""
+"""What stands behind a message end: "head" is the end of the system prompt and the tools, or of a part that the client
+marks; else it is the next role."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,17 +129,26 @@ class Prompt:
     """Replies of the model that stand there as it generated them, token by token."""
     masked: tuple[str, ...] = ()
     """Names of what was sent and is kept from the model."""
+    breakpoints: tuple[int, ...] = ()
+    """Token positions within messages at which the client says that a part ends that will come again."""
 
     @property
     def cuts(self) -> tuple[int, ...]:
-        """Token positions at which messages end, ascending."""
-        return tuple(span.stop for span in self.spans if span.stop > span.start)
+        """Token positions at which messages end, or where the client wants a cut; ascending."""
+        return tuple(self._kinds)
 
     @property
     def cut_kinds(self) -> tuple[CutKind, ...]:
         """What stands behind each of the `cuts`."""
+        return tuple(self._kinds.values())
+
+    @property
+    def _kinds(self) -> dict[int, CutKind]:
         spans = [span for span in self.spans if span.stop > span.start]
-        return tuple(_kind_between(span, after) for span, after in zip_longest(spans, spans[1:]))
+        kinds: dict[int, CutKind] = dict.fromkeys(self.breakpoints, "head")
+        for span, after in zip_longest(spans, spans[1:]):
+            kinds[span.stop] = _kind_between(span, after)
+        return {cut: kinds[cut] for cut in sorted(kinds)}
 
 
 def _kind_between(span: MessageSpan, after: MessageSpan | None) -> CutKind:

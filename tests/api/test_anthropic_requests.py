@@ -74,12 +74,20 @@ def site(shared_messages_site: MessagesSite) -> MessagesSite:
     return shared_messages_site
 
 
-@pytest.mark.parametrize("system", ["One.\nTwo.", [{**TEXT, "text": "One."}, text("Two.")]], ids=["text", "blocks"])
+@pytest.mark.parametrize("system", ["One.\nTwo.", [text("One."), {**TEXT, "text": "Two."}]], ids=["text", "blocks"])
 def test_the_system_prompt_comes_first(system: Any):
     assert messages(user("Hi"), system=system) == [
         {"role": "system", "content": "One.\nTwo."},
         {"role": "user", "content": "Hi"},
     ]
+
+
+@pytest.mark.parametrize("speaker", ["system", "user"])
+def test_blocks_that_are_marked_in_the_middle_are_parts(speaker: str):
+    blocks = [{**TEXT, "text": "One."}, text("Two.")]
+    told = messages(user(*blocks)) if speaker == "user" else messages(user("Hi"), system=blocks)[:1]
+    parts = [{"type": "text", "text": "One.", "cache_control": TEXT["cache_control"]}, text("Two.")]
+    assert told == [{"role": speaker, "content": [parts[0], {**parts[1], "cache_control": None}]}]
 
 
 @pytest.mark.parametrize("system", ["", [], None])

@@ -142,6 +142,34 @@ def test_another_template_without_tools_gets_them_as_text() -> None:
     ]
 
 
+def part(text: str, *, is_marked: bool = False) -> dict[str, object]:
+    return {"type": "text", "text": text} | ({"cache_control": {"type": "ephemeral"}} if is_marked else {})
+
+
+def test_a_prompt_is_cut_where_a_client_marks_the_end_of_a_part() -> None:
+    renderer = Renderer(TEMPLATES["chatml"], TOKENIZER)
+    system = [
+        part("Same for all."),
+        part("This project. ", is_marked=True),
+        part("Today."),
+        part("Now", is_marked=True),
+    ]
+    user = [part("Hi", is_marked=True), part("there"), part("again")]
+    messages = [say("system", system), say("user", user), say("assistant", "Hm?"), say("user", "Hi")]
+    prompt = renderer.render(messages)
+    shown = [b"".join(map(TOKENIZER.piece, prompt.tokens[:cut].tolist())).decode() for cut in prompt.breakpoints]
+    first, second = "<s><|im_start|>system\nSame for all.\nThis project.", "<|im_start|>user\nHi"
+    assert shown == [first, prompt.text[: prompt.text.index(second) + len(second)]]
+    assert set(prompt.cuts) == {*prompt.breakpoints, *(span.stop for span in prompt.spans)}
+    assert prompt.cut_kinds == ("head", "head", "head", "assistant", "user", "other", "other")
+
+
+def test_a_marked_part_that_is_masked_or_not_shown_cuts_nothing() -> None:
+    header = part("x-anthropic-billing-header: cc_version=1;", is_marked=True)
+    messages = [say("system", [header, part("S")]), say("user", "U")]
+    assert Renderer(TEMPLATES["chatml"], TOKENIZER).render(messages).breakpoints == ()
+
+
 def test_a_template_that_knows_tools_is_used_for_them() -> None:
     text = Renderer(TEMPLATES["mistral"], TOKENIZER).render([say("user", "U")], tools=[READ]).text
     assert text.startswith('<s>[AVAILABLE_TOOLS][{"type": "function", "function": {"name": "read"')

@@ -61,6 +61,18 @@ def text_of(content: object, where: str) -> str:
     return "\n".join(_part_text(part, f"{where}[{index}]") for index, part in enumerate(parts))
 
 
+def marked_parts(messages: Sequence[Mapping[str, object]]) -> list[str]:
+    """Texts behind which the client wants a cut within a message (``cache_control``), in order."""
+    marked: list[str] = []
+    for content in (message.get("content") for message in messages):
+        if isinstance(content, list | tuple):
+            # The last part's end is the message's, where there is a cut anyway.
+            parts = cast("Sequence[object]", content)[:-1]
+            fields = [cast("Mapping[str, object]", part) for part in parts if isinstance(part, Mapping)]
+            marked += [str(part.get("text", "")).strip() for part in fields if part.get("cache_control")]
+    return [text for text in marked if text]
+
+
 def _part_text(part: object, where: str) -> str:
     if isinstance(part, str):
         return part

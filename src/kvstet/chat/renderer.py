@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from datetime import datetime
 from functools import cached_property
 from typing import cast
@@ -18,7 +18,7 @@ from kvstet.chat.ledger import Ledger, Said, meaning_of
 from kvstet.chat.lru import Lru
 from kvstet.chat.marks import Mark, Rendered
 from kvstet.chat.masks import mask
-from kvstet.chat.messages import Message, normalise
+from kvstet.chat.messages import Message, marked_parts, normalise
 from kvstet.chat.reply.format import ReplyFormat, format_of
 from kvstet.chat.reply.grammar import CallDemand, CallGrammar, SchemaRules
 from kvstet.chat.reply.parser import ReplyParser
@@ -137,6 +137,7 @@ class Renderer:
             opening=text[echoed.marks[-1].start :] if echoed.marks and add_generation_prompt else "",
             num_echoed_messages=echoed.num_messages,
             masked=masked,
+            breakpoints=tuple(_ends(marked_parts(messages), text, encoded)),
         )
 
     def remember(self, prompt: Prompt, tokens: Sequence[int], reply: ParsedReply, *, has_ended: bool) -> None:
@@ -240,6 +241,16 @@ def _spans(
     indices = [*range(len(messages)), None]
     spans = map(MessageSpan, starts, stops, indices, roles)
     return tuple(span for span in spans if span.index is not None or span.start < span.stop)
+
+
+def _ends(texts: Sequence[str], whole: str, encoded: Encoded) -> Iterator[int]:
+    """Token positions at which these texts end, which stand in the whole in this order; those that are not there."""
+    place = 0
+    for text in texts:
+        found = whole.find(text, place)
+        if found >= 0:
+            place = found + len(text)
+            yield encoded.token_at(place)
 
 
 def _starts(encoded: Encoded, marks: Sequence[Mark], fitted: Fitted, num_messages: int) -> list[int]:

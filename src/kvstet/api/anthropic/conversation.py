@@ -65,8 +65,7 @@ def conversation_of(fields: CountRequest) -> Conversation:
 def _system(fields: CountRequest) -> list[Message]:
     if not fields.system:
         return []
-    text = fields.system if isinstance(fields.system, str) else _lines(block.text for block in fields.system)
-    return [{"role": "system", "content": text}]
+    return [{"role": "system", "content": fields.system if isinstance(fields.system, str) else _parts(fields.system)}]
 
 
 def _variables(fields: CountRequest) -> dict[str, Any]:
@@ -177,22 +176,22 @@ class _Translation:
 
     def _others(self, turn: Turn, where: str) -> list[Message]:
         results: list[Message] = []
-        texts: list[str] = []
+        texts: list[TextBlock] = []
         for index, block in enumerate(_blocks(turn)):
             match block:
-                case TextBlock(text=text):
-                    texts.append(text)
+                case TextBlock():
+                    texts.append(block)
                 case ToolResultBlock() if turn.role == "user":
                     results.append(self._result(block, turn, f"{where}[{index}]"))
                 case ToolAdditionBlock(tool=tool) if turn.role == "system":
                     name = tool.definition.name if isinstance(tool, DefinedTool) else tool.name
-                    texts.append(self._definition(name))
+                    texts.append(TextBlock(self._definition(name)))
                 case ToolRemovalBlock(tool=tool) if turn.role == "system":
-                    texts.append(f"The tool {tool.name} can no longer be called.")
+                    texts.append(TextBlock(f"The tool {tool.name} can no longer be called."))
                 case _:
                     raise _unusable(block, turn, f"{where}[{index}]")
         if texts or not results:
-            results.append({"role": turn.role, "content": _lines(texts)})
+            results.append({"role": turn.role, "content": _parts(texts)})
         return results
 
     def _result(self, block: ToolResultBlock, turn: Turn, where: str) -> Message:
@@ -232,6 +231,13 @@ def _blocks(turn: Turn) -> Sequence[Block]:
 
 def _call(block: ToolUseBlock) -> Message:
     return {"id": block.id, "type": "function", "function": {"name": block.name, "arguments": block.input}}
+
+
+def _parts(blocks: Sequence[TextBlock]) -> str | list[dict[str, Any]]:
+    """Content in OpenAI's form, which stands on lines of its own; in parts where one is marked before the end."""
+    if not any(block.cache_control for block in blocks[:-1]):
+        return _lines(block.text for block in blocks)
+    return [{"type": "text", "text": block.text, "cache_control": block.cache_control} for block in blocks]
 
 
 def _lines(texts: Iterable[str]) -> str:

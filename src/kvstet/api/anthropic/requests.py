@@ -1,7 +1,7 @@
 """Bodies of Anthropic's requests. Unknown fields are ignored; null means the default; bounds say what is absurd.
 
 A block's ``type`` chooses its Struct, and one that is not here is a 400 that names it. ``cache_control`` is accepted
-wherever it stands, and changes nothing.
+wherever it stands; within a message it says where to cut (`kvstet.types.Prompt.breakpoints`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ ShortText = Annotated[str, Meta(max_length=64)]
 
 class TextBlock(Struct, tag="text"):
     text: str
+    cache_control: dict[str, Any] | None = None
 
 
 class ImageBlock(Struct, tag="image"):
