@@ -30,7 +30,7 @@ from tests.cache.records import (
     temps,
 )
 
-from kvstet.cache.disk import blobfile
+from kvstet.cache.disk import blobfile, database
 from kvstet.cache.disk import tier as disk
 from kvstet.cache.disk.store import DiskStore
 from kvstet.cache.disk.tier import DiskTier, Written
@@ -718,7 +718,8 @@ def test_a_writer_that_dies_before_a_file_is_published_leaves_none(tmp_path: Pat
     assert files(tmp_path) == published
 
 
-def test_two_processes_write_the_same_and_other_nodes_at_once(tmp_path: Path):
+def test_two_processes_write_the_same_and_other_nodes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(database, "BUSY_SECONDS", 60.0)
     store = DiskStore(tmp_path)
     tier = open_tier(store)
     with Writers(tmp_path) as first, Writers(tmp_path) as second:

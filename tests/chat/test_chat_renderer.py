@@ -158,8 +158,8 @@ def test_a_prompt_is_cut_where_a_client_marks_the_end_of_a_part() -> None:
     messages = [say("system", system), say("user", user), say("assistant", "Hm?"), say("user", "Hi")]
     prompt = renderer.render(messages)
     shown = [b"".join(map(TOKENIZER.piece, prompt.tokens[:cut].tolist())).decode() for cut in prompt.breakpoints]
-    first, second = "<s><|im_start|>system\nSame for all.\nThis project.", "<|im_start|>user\nHi"
-    assert shown == [first, prompt.text[: prompt.text.index(second) + len(second)]]
+    first, second = "<|im_start|>system\nSame for all.\nThis project.", "<|im_start|>user\nHi"
+    assert shown == ["<s>" + first, "<s>" + prompt.text[: prompt.text.index(second) + len(second)]]
     assert set(prompt.cuts) == {*prompt.breakpoints, *(span.stop for span in prompt.spans)}
     assert prompt.cut_kinds == ("head", "head", "head", "assistant", "user", "other", "other")
 

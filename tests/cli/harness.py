@@ -22,15 +22,18 @@ from openai import AsyncOpenAI, OpenAI
 LIGHT = ("--no-cache-disk", "--ctx-size", "2048", "--parallel", "4", "--threads", "1", "--prefill-chunk", "64")
 """A small context on one thread, in small steps, so that what happens within a step happens soon."""
 
-START_SECONDS = 40.0
+START_SECONDS = 120.0
 """A busy machine may take this long to import, load and listen."""
+
+PATIENCE_SECONDS = 120.0
+"""For whatever should come soon, and on a busy machine comes late."""
 
 KEY = "sesame"
 
 Body = dict[str, Any]
 
 
-def eventually(condition: Callable[[], object], seconds: float) -> bool:
+def eventually(condition: Callable[[], object], seconds: float = PATIENCE_SECONDS) -> bool:
     """Whether the condition becomes true within ``seconds``."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -54,6 +57,17 @@ def children(pid: int) -> list[int]:
             if int(parent) == pid and state != "Z":
                 found.append(int(stat.parent.name))
     return found
+
+
+@contextmanager
+def standing_still(pid: int) -> Iterator[None]:
+    """A process that does nothing meanwhile, so that it wins no race."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 def is_running(pid: int) -> bool:
@@ -84,17 +98,19 @@ class Served:
     @contextmanager
     def http(self, **options: Any) -> Iterator[httpx.Client]:
         headers = {"authorization": f"Bearer {KEY}"}
-        client = httpx.Client(base_url=self.url, trust_env=False, verify=False, timeout=30, headers=headers, **options)
+        client = httpx.Client(
+            base_url=self.url, trust_env=False, verify=False, timeout=PATIENCE_SECONDS, headers=headers, **options
+        )
         with client:
             yield client
 
     @contextmanager
     def sdk(self, api_key: str = KEY) -> Iterator[OpenAI]:
-        with OpenAI(base_url=f"{self.url}/v1", api_key=api_key, max_retries=0, timeout=30) as client:
+        with OpenAI(base_url=f"{self.url}/v1", api_key=api_key, max_retries=0, timeout=PATIENCE_SECONDS) as client:
             yield client
 
     def async_sdk(self) -> AsyncOpenAI:
-        return AsyncOpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0, timeout=30)
+        return AsyncOpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0, timeout=PATIENCE_SECONDS)
 
     def get(self, path: str) -> httpx.Response:
         with self.http() as client:
@@ -134,7 +150,7 @@ class Served:
         """A bare connection on which a request was sent; leaving hangs up."""
         body = json.dumps(fields).encode()
         host, port = self.url.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=30) as connection:
+        with socket.create_connection((host, int(port)), timeout=PATIENCE_SECONDS) as connection:
             connection.sendall(head_of(path, host, len(body)) + body)
             yield connection
 

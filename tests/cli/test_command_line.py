@@ -19,7 +19,9 @@ from kvstet.cli.main import app, main
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"COLUMNS": "160"} | environment
-    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=30, check=False, env=environment)
+    return subprocess.run(
+        command(*arguments), capture_output=True, text=True, timeout=120, check=False, env=environment
+    )
 
 
 def broken_model(kind: str, folder: Path, smollm2_path: Path) -> Path:
@@ -62,7 +64,7 @@ def test_ctrl_c_while_the_command_is_imported_ends_it_quietly(tmp_path: Path):
 
 def test_ctrl_c_is_as_ever_once_the_command_was_imported():
     code = "import signal, kvstet.cli; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert ended.stdout == "True\n"
 
 

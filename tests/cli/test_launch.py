@@ -65,7 +65,7 @@ def note(number, frame):
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
     signal.signal(number, note)
 Path(os.environ["FAKE_OUT"] + ".ready").touch()
-deadline = time.monotonic() + 30
+deadline = time.monotonic() + 100
 while not caught and time.monotonic() < deadline:
     time.sleep(0.02)
 time.sleep(0.3)  # For a second signal that should not come.
@@ -316,7 +316,7 @@ def test_the_printed_script_does_the_same(
 
     shown = run(client.name, "--print", "--url", server.url, "--api-key", KEY, "--", "-p", "what's $HOME?")
     # Libraries in this process may have put variables into its environment that Python does not know of.
-    subprocess.run(["/bin/sh", "-eu", "-c", shown.out], check=True, timeout=30, env=dict(os.environ))
+    subprocess.run(["/bin/sh", "-eu", "-c", shown.out], check=True, timeout=120, env=dict(os.environ))
 
     assert comparable(place.seen()) == comparable(started)
 
@@ -707,13 +707,13 @@ def test_a_signal_reaches_the_client_and_the_folder_goes(number: int, place: Pla
     place.install("claude", WAITS)
     launch = [sys.executable, "-c", HEARING, *command("launch", "claude", "--url", server.url)]
     with subprocess.Popen(launch, stdin=subprocess.DEVNULL, start_new_session=True) as process:
-        assert eventually(Path(f"{place.out}.ready").exists, 30)
+        assert eventually(Path(f"{place.out}.ready").exists)
         folder = Path(place.seen()["folder"])
         assert stat.S_ISDIR(folder.stat().st_mode)
 
         process.send_signal(number)
 
-        assert process.wait(30) == 7
+        assert process.wait(120) == 7
     assert json.loads(Path(f"{place.out}.caught").read_text()) == [number]
     assert not folder.exists()
 
@@ -727,13 +727,13 @@ def test_ctrl_c_in_a_terminal_reaches_the_client_once(place: Place, server: Serv
     try:
         started = [sys.executable, "-c", IN_A_TERMINAL, *command("launch", "claude", "--url", server.url)]
         with subprocess.Popen(started, stdin=theirs) as process:
-            assert eventually(Path(f"{place.out}.ready").exists, 30)
+            assert eventually(Path(f"{place.out}.ready").exists)
             assert place.seen()["is_terminal"]
             assert f"Claude Code -> {MODEL} at {server.url}" in os.read(ours, 10_000).decode()
 
             os.write(ours, b"\x03")
 
-            assert process.wait(30) == 7
+            assert process.wait(120) == 7
     finally:
         os.close(ours)
         os.close(theirs)

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from tests.cli.harness import Body, Served, command, serving, user
 
+pytestmark = pytest.mark.timeout(300)
+
 CAPITAL = "Name the capital of France."
 COUNTING = "1, 2, 3, 4,"
 """The model is so sure of what follows that no rounding changes it."""
@@ -75,7 +77,7 @@ def test_each_request_leaves_two_lines_in_the_log(served: Served):
 
 def test_a_port_that_is_taken_is_told_before_anything_is_loaded(served: Served):
     port = served.url.rpartition(":")[2]
-    second = subprocess.run(command("serve", "--port", port), capture_output=True, text=True, timeout=30, check=False)
+    second = subprocess.run(command("serve", "--port", port), capture_output=True, text=True, timeout=120, check=False)
     assert second.returncode == 1
     assert second.stderr.startswith("kvstet: Address already in use")
     assert port in second.stderr

@@ -11,6 +11,8 @@ from tests.cli.harness import Served, children, eventually, serving, user
 from tests.cli.test_restart import keeping, kill_all, wait_until_written
 from tests.toys import toy_path
 
+pytestmark = pytest.mark.timeout(400)
+
 QUESTION = "Name the capital of France. " * 20
 TOY = "llama-dense"
 
@@ -26,7 +28,7 @@ def test_two_models_are_served_by_name_and_rest_when_nobody_asks(tmp_path: Path,
     options = ("--config", str(config), "--model", f"small={smollm2_path}", "--unload-after", "0.5")
     with serving(tmp_path, *options) as served:
         assert "loaded when it is asked for" in served.text
-        assert eventually(lambda: num_engines(served) == 0, 20), "the first model was loaded at the start, and rests"
+        assert eventually(lambda: num_engines(served) == 0), "the first model was loaded at the start, and rests"
         refused = served.post("/v1/chat/completions", {"model": "big", "messages": user("Hi")})
         assert refused.status_code == 404
         assert "small, toy, gpt-4o" in refused.json()["error"]["message"]
@@ -37,11 +39,12 @@ def test_two_models_are_served_by_name_and_rest_when_nobody_asks(tmp_path: Path,
         listed = {model["id"]: model for model in served.get("/v1/models").json()["data"]}
         # LIGHT's --ctx-size prevails over the file's.
         assert listed["toy"]["meta"]["n_ctx"] == 2048
-        assert eventually(lambda: num_engines(served) == 0, 20)
+        assert eventually(lambda: num_engines(served) == 0)
         assert served.get("/health").status_code == 200
         again = served.chat(QUESTION, model="small")["choices"][0]["message"]["content"]
         assert again == texts["small"]
-        assert num_engines(served) == 1
+        # At the start, for the first question, and for this one; it may have been unloaded again by now.
+        assert served.text.count("loaded small in") == 3
 
 
 def test_state_of_one_adapter_is_not_found_by_another(tmp_path: Path, smollm2_path: Path):

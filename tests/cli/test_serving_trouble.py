@@ -21,8 +21,7 @@ TEMPLATE = """
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 MEGABYTE = 1 << 20
-FREED_SECONDS = 2.0
-"""A step of 64 tokens on a busy core, and the counters' way to the server."""
+pytestmark = pytest.mark.timeout(300)
 
 ENDLESS = {"max_tokens": 1900, "ignore_eos": True}
 NUM_LONG = 1500
@@ -174,9 +173,9 @@ def test_hanging_up_during_the_reply_frees_it(served: Served, stream: bool):
     with served.asked(TEXT, prompt=f"A story ({stream}):", stream=stream, **ENDLESS) as connection:
         if stream:
             assert connection.recv(4096).startswith(b"HTTP/1.1 200")
-        assert eventually(lambda: served.metric(GENERATED) > before + 3, 10)
+        assert eventually(lambda: served.metric(GENERATED) > before + 3)
         assert served.num_running == 1
-    assert eventually(lambda: served.num_running == 0, FREED_SECONDS)
+    assert eventually(lambda: served.num_running == 0)
     assert served.metric(GENERATED) - before < 1000
     assert serves_on(served)
 
@@ -185,9 +184,9 @@ def test_hanging_up_during_the_reply_frees_it(served: Served, stream: bool):
 def test_hanging_up_during_a_long_prompt_frees_it(served: Served, stream: bool):
     before = served.metric(COMPUTED)
     with served.asked(TEXT, prompt=long_prompt(f"Prompt {stream}"), stream=stream, max_tokens=1):
-        assert eventually(lambda: served.metric(COMPUTED) > before, 10)
+        assert eventually(lambda: served.metric(COMPUTED) > before)
         assert served.num_running == 1
-    assert eventually(lambda: served.num_running == 0, FREED_SECONDS)
+    assert eventually(lambda: served.num_running == 0)
     assert served.metric(COMPUTED) - before < NUM_LONG
     assert serves_on(served)
 
@@ -196,8 +195,8 @@ def test_what_a_client_that_hung_up_had_computed_is_kept(served: Served):
     before = served.metric(COMPUTED)
     prompt = long_prompt("Kept")
     with served.asked(TEXT, prompt=prompt, max_tokens=1):
-        assert eventually(lambda: served.metric(COMPUTED) > before + 100, 10)
-    assert eventually(lambda: served.num_running == 0, FREED_SECONDS)
+        assert eventually(lambda: served.metric(COMPUTED) > before + 100)
+    assert eventually(lambda: served.num_running == 0)
     num_computed = served.metric(COMPUTED) - before
     answer = served.complete(prompt[:300], max_tokens=1)
     assert num_computed < NUM_LONG
@@ -205,12 +204,14 @@ def test_what_a_client_that_hung_up_had_computed_is_kept(served: Served):
 
 
 def test_hanging_up_while_waiting_leaves_the_queue(served: Served):
+    before = served.metric(GENERATED)
     with ExitStack() as connections:
         for n in range(6):
             connections.enter_context(served.asked(TEXT, prompt=f"Endless story {n}:", **ENDLESS))
-        assert eventually(lambda: served.metric("kvstet_waiting_requests") == 2, 10)
+        assert eventually(lambda: served.metric("kvstet_waiting_requests") == 2)
         assert served.num_running == 4
-    assert eventually(lambda: served.num_running == served.metric("kvstet_waiting_requests") == 0, FREED_SECONDS)
+    assert eventually(lambda: served.num_running == served.metric("kvstet_waiting_requests") == 0)
+    assert served.metric(GENERATED) - before < 4 * 1000
     assert serves_on(served)
 
 

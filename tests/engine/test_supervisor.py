@@ -21,6 +21,8 @@ from kvstet.engine.supervisor import Supervisor
 from kvstet.errors import ContextOverflow, EngineCrashed, ModelLoadError, ShuttingDown
 from kvstet.types import GREEDY, RequestId
 
+pytestmark = pytest.mark.timeout(300)
+
 POISON = 61
 
 

@@ -26,6 +26,8 @@ from kvstet.engine.supervisor import Supervisor
 from kvstet.errors import DamagedBlob, EngineCrashed
 from kvstet.types import GREEDY, RequestId, Reuse
 
+pytestmark = pytest.mark.timeout(300)
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -169,7 +171,7 @@ async def visit_in_turn(folder: Path, size: Size) -> None:
             for i, agent in enumerate(agents):
                 history = agent.history.add(agent.message("user", 60))
                 answer = await client.ask(history.tokens, history.cuts)
-                await client.until_written()  # However slow the disk is: what it lacks yet cannot leave RAM unharmed.
+                await client.until_written()  # However slow the disk is. What it has not is lost where RAM is full.
                 num_new = len(history.tokens) - seen[i]
                 excess = answer.reuse.num_computed_tokens - num_new
                 assert excess <= size.num_message_tokens + 2, (number, i, answer.reuse)

@@ -30,6 +30,8 @@ from kvstet.engine.watchdog import Watchdog
 from kvstet.errors import ContextOverflow, EngineCrashed
 from kvstet.types import GREEDY, RequestId
 
+pytestmark = pytest.mark.timeout(300)
+
 HANG, SLOW = 100, 101
 """Tokens that the model never says by itself."""
 
