@@ -12,6 +12,10 @@ import pytest
 from openai import APIError, AsyncOpenAI, BadRequestError
 from tests.api.harness import END, Site, reply, running, tokens_of
 
+from kvstet.api.body import decode
+from kvstet.api.openai.prompts import conversation_of
+from kvstet.api.openai.requests import ChatRequest
+from kvstet.chat.reply.grammar import ANY_CALL, CallDemand
 from kvstet.engine.fake_client import Refuse, Say, ScriptedEngine
 from kvstet.engine.messages import TokenLogprobs
 from kvstet.errors import EngineCrashed
@@ -367,6 +371,49 @@ def test_tools_and_template_variables_reach_the_template(site: Site):
     assert "[1 tools][effort low]" in site.prompt
     ask(site, chat_template_kwargs={"reasoning_effort": "high"}, prompt_cache_key="x", metadata={"a": 1})
     assert "[effort high]" in site.prompt
+
+
+def function(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
+@pytest.mark.parametrize(
+    ("choice", "demand"),
+    [
+        ("auto", ANY_CALL),
+        ("required", CallDemand(is_required=True)),
+        (function("ls"), CallDemand(is_required=True, is_parallel=False, names=("ls",))),
+        ({"function": {"name": "ls"}}, CallDemand(is_required=True, is_parallel=False, names=("ls",))),
+        (
+            {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [function("ls"), function("rm")]}},
+            CallDemand(names=("ls", "rm")),
+        ),
+        (
+            {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [function("ls")]}},
+            CallDemand(is_required=True, names=("ls",)),
+        ),
+    ],
+)
+def test_a_tool_choice_is_a_demand(choice: Any, demand: CallDemand):
+    body = {"messages": USER, "tool_choice": choice}
+    assert conversation_of(decode(json.dumps(body).encode(), ChatRequest)).demand == demand
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"type": "allowed_tools"},
+        {"type": "function"},
+        {"type": "allowed_tools", "function": {"name": "ls"}},
+        {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}},
+        {"type": "allowed_tools", "allowed_tools": {"tools": [function("ls"), function("cd")]}},
+    ],
+)
+def test_a_choice_of_tools_that_are_not_there_is_refused(site: Site, choice: Any):
+    tool = {"type": "function", "function": {"name": "ls", "parameters": {"type": "object"}}}
+    answer = site.post("/v1/chat/completions", {"messages": USER, "tools": [tool], "tool_choice": choice})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"].startswith("tool_choice")
 
 
 def test_a_conversation_as_agents_send_it_is_rendered(site: Site):

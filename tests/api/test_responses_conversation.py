@@ -266,12 +266,15 @@ def test_deferred_tools_are_shown_where_nobody_can_search_for_them():
         ("auto", CallDemand()),
         ("required", CallDemand(is_required=True)),
         (ToolChoice("web_search"), CallDemand()),
-        (ToolChoice("function", "ls"), CallDemand(is_required=True, is_parallel=False, name="ls")),
-        (ToolChoice("custom", "apply_patch"), CallDemand(is_required=True, is_parallel=False, name="apply_patch")),
-        (ToolChoice("function", "spawn"), CallDemand(is_required=True, is_parallel=False, name="agents__spawn")),
-        (ToolChoice("allowed_tools", mode="auto", tools=[LS]), CallDemand()),
-        (ToolChoice("allowed_tools", mode="required", tools=[LS]), CallDemand(is_required=True, name="ls")),
-        (ToolChoice("allowed_tools", mode="required", tools=[LS, PATCH]), CallDemand(is_required=True)),
+        (ToolChoice("function", "ls"), CallDemand(is_required=True, is_parallel=False, names=("ls",))),
+        (ToolChoice("custom", "apply_patch"), CallDemand(is_required=True, is_parallel=False, names=("apply_patch",))),
+        (ToolChoice("function", "spawn"), CallDemand(is_required=True, is_parallel=False, names=("agents__spawn",))),
+        (ToolChoice("allowed_tools", mode="auto", tools=[LS]), CallDemand(names=("ls",))),
+        (ToolChoice("allowed_tools", mode="required", tools=[LS]), CallDemand(is_required=True, names=("ls",))),
+        (
+            ToolChoice("allowed_tools", mode="required", tools=[LS, PATCH]),
+            CallDemand(is_required=True, names=("ls", "apply_patch")),
+        ),
     ],
 )
 def test_a_tool_choice_is_a_demand(choice: Any, demand: CallDemand):

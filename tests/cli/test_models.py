@@ -128,6 +128,11 @@ async def test_no_name_is_the_first_and_an_alias_is_its_model(machine: Machine):
     assert [await use(pool, name) for name in (None, "", "gpt-4o")] == ["a", "a", "b"]
 
 
+async def test_ollamas_tag_is_no_part_of_a_name_that_has_none(machine: Machine):
+    pool = machine.pool("a", "b", "c", "c:latest")
+    assert [await use(pool, name) for name in ("b:latest", "c", "c:latest")] == ["b", "c", "c:latest"]
+
+
 async def test_an_unknown_name_is_told_the_known_ones(machine: Machine):
     pool = machine.pool("a", "b/gpt-4o")
     with pytest.raises(UnknownModel, match=r"'c'.*: a, b, gpt-4o\."):

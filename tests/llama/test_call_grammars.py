@@ -123,7 +123,7 @@ def test_what_the_template_prints_fits_its_grammar(name: str, vocab: Vocab) -> N
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in HARMONY])
 def test_a_call_that_is_required_fits_from_the_start(name: str, vocab: Vocab) -> None:
     form = format_of(template_of(name))
-    demand = CallDemand(is_required=True, is_parallel=False, name="list_files")
+    demand = CallDemand(is_required=True, is_parallel=False, names=("list_files",))
     grammar = form.grammar(TOOLS[1:], schema_rules, demand)
     assert grammar is not None
     assert grammar.triggers == ()

@@ -190,9 +190,9 @@ class Renderer:
         self, prompt: Prompt, tools: Sequence[Mapping[str, object]], to_rules: SchemaRules, demand: CallDemand
     ) -> CallGrammar | None:
         """What holds the reply to the tools; None: this format has no grammar. Raises GrammarError."""
-        wanted = [tool for tool in tools if demand.name in (None, _name_of(tool))]
-        if not wanted:
-            raise InvalidRequest(f"There is no tool named {demand.name!r}.", param="tool_choice")
+        wanted = [tool for tool in tools if demand.names is None or _name_of(tool) in demand.names]
+        if missing := set(demand.names or ()).difference(map(_name_of, wanted)):
+            raise InvalidRequest(f"There is no tool named {min(missing)!r}.", param="tool_choice")
         end = prompt.text[-_END_CHARACTERS:]
         form = self._format(tools)
         in_reasoning = form.reasons_behind(end)

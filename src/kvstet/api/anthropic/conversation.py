@@ -108,9 +108,9 @@ def _demand(fields: CountRequest) -> CallDemand:
     choice = fields.tool_choice
     if choice is None:
         return ANY_CALL
-    name = choice.name if choice.type == "tool" else None
-    is_parallel = name is None and not choice.disable_parallel_tool_use
-    return CallDemand(is_required=choice.type in ("any", "tool"), is_parallel=is_parallel, name=name)
+    names = (choice.name,) if choice.type == "tool" and choice.name else None
+    is_parallel = names is None and not choice.disable_parallel_tool_use
+    return CallDemand(is_required=choice.type in ("any", "tool"), is_parallel=is_parallel, names=names)
 
 
 def _check_choice(fields: CountRequest) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kvstet.api.job import Conversation
-from kvstet.api.openai.requests import ChatRequest, NamedTool, TemplateRequest
+from kvstet.api.openai.requests import AllowedTools, ChatRequest, ChosenTools, NamedFunction, TemplateRequest
 from kvstet.api.ports import Served
 from kvstet.chat.reply.grammar import CallDemand
 from kvstet.errors import InvalidRequest
@@ -36,12 +36,17 @@ def conversation_of(fields: ChatRequest | TemplateRequest) -> Conversation:
 
 
 def _demand_of(fields: ChatRequest | TemplateRequest) -> CallDemand:
-    name = fields.tool_choice.function.name if isinstance(fields.tool_choice, NamedTool) else None
-    return CallDemand(
-        is_required=name is not None or fields.tool_choice == "required",
-        is_parallel=name is None and fields.parallel_tool_calls is not False,
-        name=name,
-    )
+    is_parallel = fields.parallel_tool_calls is not False
+    match fields.tool_choice:
+        case ChosenTools(type="function", function=NamedFunction(name=name)):
+            return CallDemand(is_required=True, is_parallel=False, names=(name,))
+        case ChosenTools(type="allowed_tools", allowed_tools=AllowedTools(tools=tools, mode=mode)):
+            names = tuple(tool.function.name for tool in tools)
+            return CallDemand(is_required=mode == "required", is_parallel=is_parallel, names=names)
+        case ChosenTools(type=kind):
+            raise InvalidRequest(f"A tool_choice of type {kind!r} needs the field of that name.", param="tool_choice")
+        case choice:
+            return CallDemand(is_required=choice == "required", is_parallel=is_parallel)
 
 
 def prompts_of(prompt: str | Sequence[str | int | list[int]], served: Served) -> list[Prompt]:

@@ -26,10 +26,20 @@ class NamedFunction(Struct):
 
 
 class NamedTool(Struct):
-    """The one tool that is to be called."""
-
     function: NamedFunction
-    type: Literal["function"] = "function"
+
+
+class AllowedTools(Struct):
+    tools: Annotated[list[NamedTool], Meta(min_length=1)]
+    mode: Literal["auto", "required"] = "auto"
+
+
+class ChosenTools(Struct):
+    """The one tool that is to be called, or all that may be."""
+
+    type: Literal["function", "allowed_tools"] = "function"
+    function: NamedFunction | None = None
+    allowed_tools: AllowedTools | None = None
 
 
 class StreamOptions(Struct):
@@ -87,7 +97,7 @@ class GenerationFields(Struct, kw_only=True):
 class ChatRequest(GenerationFields, kw_only=True):
     messages: Annotated[list[dict[str, Any]], Meta(min_length=1)]
     tools: list[dict[str, Any]] | None = None
-    tool_choice: ToolChoice | NamedTool | None = None
+    tool_choice: ToolChoice | ChosenTools | None = None
     parallel_tool_calls: bool | None = None
     max_completion_tokens: TokenLimit | None = None
     logprobs: bool | None = None
@@ -110,7 +120,7 @@ class TemplateRequest(Struct, kw_only=True):
 
     messages: Annotated[list[dict[str, Any]], Meta(min_length=1)]
     tools: list[dict[str, Any]] | None = None
-    tool_choice: ToolChoice | NamedTool | None = None
+    tool_choice: ToolChoice | ChosenTools | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: str | None = None

@@ -66,23 +66,19 @@ class Toolbox:
         return self.names.get(name) or ToolName(name)
 
     def demand(self, choice: object, *, is_parallel: bool) -> CallDemand:
-        """What a request's ``tool_choice`` asks for. InvalidRequest where it names a tool that is not there.
-
-        Of several allowed tools none is kept out: the model sees them all, and may call any.
-        """
+        """What a request's ``tool_choice`` asks for. InvalidRequest where it names a tool that is not there."""
         if not isinstance(choice, ToolChoice):
             return CallDemand(is_required=choice == "required", is_parallel=is_parallel)
         if choice.type in _NAMED_TYPES:
             name = self._known(choice.name, choice.namespace).for_model
-            return CallDemand(is_required=True, is_parallel=False, name=name)
+            return CallDemand(is_required=True, is_parallel=False, names=(name,))
         allowed = [
             self._known(tool.get("name"), tool.get("namespace")).for_model
             for tool in choice.tools or []
             if tool.get("type") in _NAMED_TYPES
         ]
         is_required = choice.mode == "required" and bool(self.functions)
-        only = allowed[0] if is_required and len(allowed) == 1 else None
-        return CallDemand(is_required=is_required, is_parallel=is_parallel, name=only)
+        return CallDemand(is_required=is_required, is_parallel=is_parallel, names=tuple(allowed) or None)
 
     def _known(self, name: object, namespace: object) -> ToolName:
         for tool in self.names.values():

@@ -44,8 +44,8 @@ class CallDemand:
     """At least one call."""
     is_parallel: bool = True
     """Maybe several."""
-    name: str | None = None
-    """Of the only tool that may be called; None: any."""
+    names: tuple[str, ...] | None = None
+    """Of the tools that may be called; None: any."""
 
 
 ANY_CALL = CallDemand()

@@ -17,6 +17,10 @@ from kvstet.errors import KvstetError, ModelUnavailable, ShuttingDown, UnknownMo
 log = logging.getLogger(__name__)
 
 
+LATEST = ":latest"
+"""What Ollama's clients put behind a name that has no tag."""
+
+
 class Loaded(Protocol):
     """A model that is loaded; `kvstet.cli.stack.LoadedModel` is the real one."""
 
@@ -160,9 +164,10 @@ class ModelPool:
     def _find(self, name: str | None) -> Slot:
         if not name or len(self._slots) == 1:
             return self._slots[0]
-        for slot in self._slots:
-            if name in slot.names:
-                return slot
+        for wanted in (name, name.removesuffix(LATEST)):
+            for slot in self._slots:
+                if wanted in slot.names:
+                    return slot
         known = ", ".join(name for slot in self._slots for name in slot.names)
         raise UnknownModel(f"There is no model {name!r} on this server. It has: {known}.", param="model")
 
