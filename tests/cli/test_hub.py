@@ -176,12 +176,14 @@ def fetch_elsewhere(url: str, home: Path, name: str, **environment: str) -> tupl
         [sys.executable, "-c", code, name],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=200,
         check=True,
         env=kept | variables | environment,
     )
     return ended.stdout.strip(), ended.stderr
 
+
+pytestmark = pytest.mark.timeout(300)
 
 MODEL = bytes(range(256)) * 100_000
 PARTS = {f"m-Q4_K_M-{number:05}-of-00002.gguf": bytes([number]) * 1000 for number in (1, 2)}

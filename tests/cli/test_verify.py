@@ -27,6 +27,8 @@ from kvstet.engine.process import Loaded, Loader, load_llama
 from kvstet.errors import EngineCrashed, InvalidRequest, ModelLoadError
 from kvstet.types import Reuse
 
+pytestmark = pytest.mark.timeout(300)
+
 NO_TRACE = Trace((), ())
 STRING = 8
 
@@ -34,7 +36,7 @@ STRING = 8
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     variables = os.environ | {"COLUMNS": "120"} | environment
     return subprocess.run(
-        command("verify", *arguments), capture_output=True, text=True, timeout=50, check=False, env=variables
+        command("verify", *arguments), capture_output=True, text=True, timeout=200, check=False, env=variables
     )
 
 
