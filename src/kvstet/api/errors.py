@@ -9,11 +9,13 @@ TemplateError                        400     chat_template_error
 GrammarError                         400     invalid_grammar
 missing or wrong API key             401     invalid_api_key
 foreign Host header                  403     invalid_host
+a web page's form                    403     invalid_origin
 unknown path                         404     not_found
 UnknownModel                         404     model_not_found
 wrong method                         405     method_not_allowed
 body too large                       413     request_too_large
 QueueFull                            429     queue_full, with Retry-After
+an API key's limits                  429     rate_limit_exceeded, with Retry-After
 EngineCrashed, ShuttingDown,         503     their own, with Retry-After
 ModelUnavailable
 DeadlineExceeded                     504     deadline_exceeded
