@@ -217,7 +217,7 @@ class Quiet:
 def test_a_busy_process_reports_though_its_steps_bring_nothing():
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        serve(Quiet(ours), wire.Channel(theirs))  # type: ignore[arg-type]
+        serve(Quiet(ours), wire.Channel(theirs), [])  # type: ignore[arg-type]
         reports = wire.Channel(ours).receive(0.0)
     assert len(reports) >= 3
     assert all(isinstance(report, Report) for report in reports)
@@ -282,12 +282,12 @@ async def test_an_engine_that_is_stopped_in_the_middle_of_a_reply_is_killed(star
 
 async def test_steps_that_grow_slower_are_left_alone(start: Start):
     supervisor = await start()
-    limit = supervisor._watchdog.limit_seconds
-    assert limit == SECONDS
-    while limit < 2 * SECONDS:  # Where the server was late as well, the first silence counted for less.
+    limits = [supervisor._watchdog.limit_seconds or 0.0]
+    while limits[-1] < 2 * SECONDS:  # Where the server was late as well, the silence counted for less.
+        assert len(limits) < 10, limits
         await collect(supervisor, generate("a", [SLOW] * 3))
-        limit = supervisor._watchdog.limit_seconds
-        assert limit is not None
+        limits.append(supervisor._watchdog.limit_seconds or 0.0)
+    assert limits[0] == SECONDS
     events = await collect(supervisor, generate("b", [SLOW] * 30))
     assert isinstance(events[-1], Finished)
     assert supervisor.num_restarts == 0

@@ -7,18 +7,17 @@ a request adds is a branch of its own.
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
-from itertools import takewhile
 
-from kvstet.cache import cells
+from kvstet.cache import cells, invariants
 from kvstet.cache.archive import Archive
 from kvstet.cache.disk.tier import DiskTier
 from kvstet.cache.plan import Fork, Plan, plan
 from kvstet.cache.policy import Appraisal, Piece, Policy, total_bytes
 from kvstet.cache.tier import BlobKey, BlobKind, Tier
 from kvstet.cache.tree import Branch, CellRun, Match, Node, Stored, Tree
+from kvstet.cache.warmup import Warmup
 from kvstet.types import Blob, CutKind, MemoryTraits, SeqId, Tokens
 
 EVICTION_STEPS = 16
@@ -71,7 +70,7 @@ class Cache:
         self._refused: tuple[float, int] = (0.0, 0)
         found = self.archive.restore() if self.archive else []
         self.num_found_blobs = len(found)
-        self._to_warm: deque[Stored] = deque(self._likeliest(found))
+        self._warmup = Warmup(found)
 
     # Reading
 
@@ -311,19 +310,16 @@ class Cache:
 
     def warm_step(self) -> bool:
         """Bring one likely blob from disk to RAM, as long as there is room. False: that was all."""
-        while self._to_warm:
-            stored = self._to_warm.popleft()
-            if self.archive is None or stored.num_bytes > self.tier.capacity_bytes - self.tier.used_bytes:
-                self._to_warm.clear()
-            elif stored.nodes and stored.on_disk and not stored.in_ram:
-                blob = self.archive.fetch(stored)
-                if blob is None:
-                    self.forget(stored)
-                elif blob.num_bytes <= self.tier.capacity_bytes - self.tier.used_bytes:
-                    stored.num_bytes = blob.num_bytes
-                    self._put(stored, blob)
-                return True
-        return False
+        stored = self._warmup.next(self.tier.capacity_bytes - self.tier.used_bytes)
+        if stored is None or self.archive is None:
+            return False
+        blob = self.archive.fetch(stored)
+        if blob is None:
+            self.forget(stored)
+        elif blob.num_bytes <= self.tier.capacity_bytes - self.tier.used_bytes:
+            stored.num_bytes = blob.num_bytes
+            self._put(stored, blob)
+        return True
 
     def by_value(self, branches: Iterable[Branch]) -> list[Branch]:
         """Parked branches, those first whose cells save the least."""
@@ -349,34 +345,7 @@ class Cache:
 
     def check(self) -> None:
         """Raise AssertionError where an invariant does not hold; for tests."""
-        num_nodes = 0
-        shares: Counter[Stored] = Counter()
-        for node in self.tree.nodes():
-            num_nodes += 1
-            parent = node.parent
-            assert parent is not None and node.start < node.stop and node.start == parent.stop
-            assert parent.children[node.first_token] is node
-            assert parent.latest_child is not None and node.last_used <= parent.latest_child.last_used
-            assert node.branches <= parent.branches or parent is self.tree.root
-            assert node.num_leases <= parent.num_leases or parent is self.tree.root
-            for stored in (node.span, node.checkpoint):
-                if stored is not None:
-                    shares[stored] += 1
-                    assert stored.start <= node.start < node.stop <= stored.stop
-                    assert node in stored.nodes
-                    assert stored.in_ram or stored.on_disk or (self.archive and self.archive.is_busy)
-            assert node.checkpoint is None or node.checkpoint.stop == node.stop
-        assert num_nodes == self.tree.num_nodes
-        assert all(len(stored.nodes) == count for stored, count in shares.items())
-        assert len({stored.key for stored in shares}) == len(shares)
-        in_ram = [stored for stored in shares if stored.in_ram]
-        assert sum(stored.num_bytes for stored in in_ram) == self.tier.used_bytes, (shares, self.tier)
-        assert self.tier.used_bytes <= self.tier.capacity_bytes
-        seqs = [branch.seq for branch in self.branches]
-        assert len(set(seqs)) == len(seqs)
-        for branch in self.branches:
-            assert all(branch in node.branches for node in branch.node.path())
-            assert branch.is_running or branch.length == branch.node.stop
+        invariants.check(self.tree, self.tier, self.branches, is_writing=self.is_writing)
 
     # Inside
 
@@ -438,22 +407,6 @@ class Cache:
             if step.id in self._quarantined:
                 return Match(match.path[:index], step.start)
         return match
-
-    def _likeliest(self, found: list[Stored]) -> list[Stored]:
-        """What was found on disk, the paths to the most recently used tips first, each from its top."""
-        nodes = {stored.nodes[-1] for stored in found}
-        # Leaves first: a conversation goes on from its tip, and the way there was used no less recently.
-        tips = sorted(nodes, key=lambda node: (not node.children, node.last_used), reverse=True)
-        ordered: dict[Stored, None] = {}
-        seen: set[Node] = set()
-        for tip in tips:
-            if tip.checkpoint:
-                ordered[tip.checkpoint] = None
-            # Above what was seen, all was.
-            path = list(takewhile(lambda step: step not in seen, tip.path()))
-            seen.update(path)
-            ordered.update((step.span, None) for step in reversed(path) if step.span and step.span.num_bytes)
-        return list(ordered)
 
     def _forget_bare_nodes(self) -> None:
         bare = sorted((node for node in self.tree.nodes() if node.is_bare), key=lambda node: node.last_used)

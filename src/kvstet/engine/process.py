@@ -143,7 +143,11 @@ def load_llama(options: ModelOptions, on_progress: Callable[[float], None]) -> L
 
 def run(channel: Channel) -> None:
     """Load, then serve until the server says stop or is gone."""
-    start: Start = channel.receive(None)[0]
+    start: Start
+    # Others may have come with the first message.
+    start, *commands = channel.receive(None)
+    if any(isinstance(command, Stop) for command in commands):
+        return
     logging.basicConfig(level=start.log_level, format="%(message)s")
     try:
         loaded = start.load(start.model, lambda fraction: channel.send(Loading(fraction)))
@@ -155,7 +159,7 @@ def run(channel: Channel) -> None:
         channel.send(Ready(info, loaded.prompt_token_seconds * start.engine.prefill_chunk))
         engine = Engine(loaded.model, cache, start.engine, parallel=start.model.parallel)
         try:
-            _serve(engine, channel)
+            _serve(engine, channel, commands)
         finally:
             if start.engine.cache_folder is not None:
                 engine.finish(FINISH_SECONDS)
@@ -189,11 +193,11 @@ def opened_cache(model: ModelOptions, options: EngineOptions, loaded: Loaded) ->
         yield cache
 
 
-def _serve(engine: Engine, channel: Channel) -> None:
+def _serve(engine: Engine, channel: Channel, commands: list[Command | Stop]) -> None:
+    """``commands`` are those that have come before."""
     reported = 0.0
-    timeout: float | None = 0.0
     while True:
-        for command in channel.receive(timeout):
+        for command in commands:
             if isinstance(command, Stop):
                 return
             _obey(engine, command)
@@ -207,6 +211,7 @@ def _serve(engine: Engine, channel: Channel) -> None:
         if timeout is None:
             # Nothing follows until a request comes, so what was last told stays for long.
             channel.send(Report([], engine.stats()))
+        commands = channel.receive(timeout)
 
 
 def _obey(engine: Engine, command: Command) -> None:
