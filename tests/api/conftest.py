@@ -1,10 +1,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
 
 import pytest
-from tests.api.harness import Site, reply, running
+from tests.api.harness import Site, as_new, running
 
 from kvstet.engine.fake_client import ScriptedEngine
 
@@ -19,7 +18,4 @@ def shared_site() -> Iterator[Site]:
 @pytest.fixture
 def site(shared_site: Site) -> Site:
     """A server whose model says "Hello."; its engine is as good as new."""
-    new = ScriptedEngine(reply("Hello."))
-    for field in fields(new):
-        setattr(shared_site.engine, field.name, getattr(new, field.name))
-    return shared_site
+    return as_new(shared_site)

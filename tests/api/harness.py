@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
 
 import httpx
 from openai import AsyncOpenAI, OpenAI
@@ -155,6 +156,29 @@ class Site:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect((host, int(port)))
         return connection
+
+
+AnySite = TypeVar("AnySite", bound=Site)
+
+
+def as_new(site: AnySite) -> AnySite:
+    """The site, whose model says "Hello."; nobody has asked its engine yet."""
+    new = ScriptedEngine(reply("Hello."))
+    for each in fields(new):
+        setattr(site.engine, each.name, getattr(new, each.name))
+    return site
+
+
+@contextmanager
+def asked(site: Site, *headers: str, **body_fields: object) -> Iterator[socket.socket]:
+    """A connection on which a chat request was sent, and has reached the engine."""
+    body = json.dumps({"messages": [{"role": "user", "content": "Hi"}], **body_fields}).encode()
+    lines = ("POST /v1/chat/completions HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}", *headers)
+    num_before = len(site.engine.requests)
+    with site.connect() as connection:
+        connection.sendall("\r\n".join([*lines, "", ""]).encode() + body)
+        assert eventually(lambda: len(site.engine.requests) > num_before)
+        yield connection
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import httpx
 import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from tests.api.harness import Held, Site, eventually, reply, running, tokens_of
+from tests.api.harness import Held, Site, asked, eventually, reply, running, tokens_of
 
 from kvstet.api.access import Access, Account, BadAccess, LimitReached, gather_keys, read_key_file
 from kvstet.config import ApiKey
@@ -214,14 +214,9 @@ def ask(site: Site, key: str = "sesame", path: str = CHAT, **fields: Any) -> htt
 
 
 @contextlib.contextmanager
-def asked(site: Site, **fields: object) -> Iterator[socket.socket]:
+def ali_asked(site: Site, **fields: object) -> Iterator[socket.socket]:
     """A connection on which Ali sent a chat request, which has reached the engine."""
-    body = json.dumps({"messages": USER, **fields}).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nX-Api-Key: sesame\r\nContent-Length: {len(body)}\r\n\r\n"
-    num_before = len(site.engine.requests)
-    with site.connect() as connection:
-        connection.sendall(head.encode() + body)
-        assert eventually(lambda: len(site.engine.requests) > num_before)
+    with asked(site, "X-Api-Key: sesame", **fields) as connection:
         yield connection
 
 
@@ -246,14 +241,14 @@ def test_what_makes_no_work_is_not_limited(limited_site: Site):
     with limited_site.http(headers={"x-api-key": "schluessel"}) as client:
         assert {client.get("/v1/models").status_code for _ in range(10)} == {200}
     limited_site.engine.script = Hang()
-    with asked(limited_site):
+    with ali_asked(limited_site):
         assert limited_site.get("/v1/models", **{"x-api-key": "sesame"}).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/tokenize", "/nothing"])
 def test_every_post_is_limited(limited_site: Site, path: str):
     limited_site.engine.script = Hang()
-    with asked(limited_site):
+    with ali_asked(limited_site):
         assert ask(limited_site, path=path).status_code == 429
 
 
@@ -279,7 +274,7 @@ def test_a_stream_counts_until_its_end(limited_site: Site):
 @pytest.mark.parametrize("script", [Hang(), Say(tokens_of("x" * 10_000), token_seconds=0.005)], ids=["prompt", "reply"])
 def test_a_client_that_hangs_up_frees_its_place(limited_site: Site, stream: bool, script: Any):
     limited_site.engine.scripts.append(script)
-    with asked(limited_site, stream=stream):
+    with ali_asked(limited_site, stream=stream):
         assert ask(limited_site).status_code == 429
     assert eventually(is_let_in(limited_site))
 
@@ -305,7 +300,7 @@ def test_failures_free_their_places(limited_site: Site):
 def test_a_refused_body_may_be_long(limited_site: Site):
     """The answer must not be lost with the connection while the body is still on its way."""
     limited_site.engine.scripts.append(Hang())
-    with asked(limited_site):
+    with ali_asked(limited_site):
         assert ask(limited_site, user="x" * 5_000_000).status_code == 429
 
 
@@ -314,7 +309,7 @@ def test_the_sdk_waits_and_tries_again(limited_site: Site):
     limited_site.engine.scripts.append(held)
     started_at = time.monotonic()
     with (
-        asked(limited_site, stream=True),
+        ali_asked(limited_site, stream=True),
         openai.OpenAI(base_url=f"{limited_site.url}/v1", api_key="sesame", max_retries=3) as client,
         ThreadPoolExecutor() as pool,
     ):
@@ -330,7 +325,7 @@ def test_requests_are_counted_by_the_names_of_their_keys(limited_site: Site):
     for _ in range(4):
         ask(limited_site, "schluessel")
     limited_site.engine.scripts.append(Hang())
-    with asked(limited_site):
+    with ali_asked(limited_site):
         ask(limited_site)
     ask(limited_site, "wrong")
     assert admissions(limited_site) == {

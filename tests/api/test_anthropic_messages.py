@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ import anthropic
 import pytest
 from anthropic import AsyncAnthropic
 from tests.api.anthropic_harness import USER, MessagesSite, calling, events_in, running_messages, thinking
-from tests.api.harness import Held, reply, tokens_of
+from tests.api.harness import Held, as_new, reply, tokens_of
 from tests.api.test_reruns import Rerun
 
 from kvstet.api import answering
@@ -38,10 +38,7 @@ def shared_messages_site() -> Iterator[MessagesSite]:
 @pytest.fixture
 def site(shared_messages_site: MessagesSite) -> MessagesSite:
     """A server whose model says "Hello."; its engine is as good as new."""
-    new = ScriptedEngine(reply("Hello."))
-    for each in fields(new):
-        setattr(shared_messages_site.engine, each.name, getattr(new, each.name))
-    return shared_messages_site
+    return as_new(shared_messages_site)
 
 
 def block_types(content: list[Any]) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import lzma
 from collections.abc import Iterator
-from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import anthropic
 import pytest
 from tests.api.anthropic_harness import USER, MessagesSite, calling, running_messages
-from tests.api.harness import reply
+from tests.api.harness import as_new, reply
 
 from kvstet.api.anthropic.conversation import conversation_of
 from kvstet.api.anthropic.requests import CountRequest
@@ -68,10 +67,7 @@ def shared_messages_site() -> Iterator[MessagesSite]:
 
 @pytest.fixture
 def site(shared_messages_site: MessagesSite) -> MessagesSite:
-    new = ScriptedEngine(reply("Hello."))
-    for field in dataclass_fields(new):
-        setattr(shared_messages_site.engine, field.name, getattr(new, field.name))
-    return shared_messages_site
+    return as_new(shared_messages_site)
 
 
 @pytest.mark.parametrize("system", ["One.\nTwo.", [text("One."), {**TEXT, "text": "Two."}]], ids=["text", "blocks"])

@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import socket
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 
 import pytest
 from openai import APITimeoutError
-from tests.api.harness import Site, eventually, freed, patiences, tokens_of
+from tests.api.harness import Site, asked, eventually, freed, patiences, tokens_of
 
 from kvstet.engine.fake_client import Hang, Say
 from kvstet.engine.messages import Event, Finished, Generate, TokenLogprobs
 
 USER = [{"role": "user", "content": "Hi"}]
 ENDLESS = Say(tokens_of("x" * 10_000), token_seconds=0.005)
-
-
-@contextlib.contextmanager
-def asked(site: Site, **fields: object) -> Iterator[socket.socket]:
-    """A connection on which a chat request was sent, and has reached the engine."""
-    body = json.dumps({"messages": USER, **fields}).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
-    num_before = len(site.engine.requests)
-    with site.connect() as connection:
-        connection.sendall(head.encode() + body)
-        assert eventually(lambda: len(site.engine.requests) > num_before)
-        yield connection
 
 
 @pytest.mark.parametrize("stream", [True, False])

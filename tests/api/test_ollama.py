@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ import httpx
 import pytest
 from ollama import ResponseError
 from tests.api.anthropic_harness import MessagesSite, calling, running_messages, thinking
-from tests.api.harness import Held, freed, patiences, reply, running_models, served_by, tokens_of
+from tests.api.harness import Held, as_new, freed, patiences, reply, running_models, served_by, tokens_of
 from tests.api.ollama_harness import USER, WEATHER, async_client_of, chat, client_of, error_of, generate, lines_of
 
 from kvstet.api import answering
@@ -39,10 +39,7 @@ def shared_site() -> Iterator[MessagesSite]:
 @pytest.fixture
 def site(shared_site: MessagesSite) -> MessagesSite:
     """A server whose model says "Hello."; its engine is as good as new."""
-    new = ScriptedEngine(reply("Hello."))
-    for field in fields(new):
-        setattr(shared_site.engine, field.name, getattr(new, field.name))
-    return shared_site
+    return as_new(shared_site)
 
 
 def says(site: MessagesSite, text: str, **options: Any) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
 from typing import Any
 
 import pytest
 from tests.api.anthropic_harness import MessagesSite, running_messages
-from tests.api.harness import reply
+from tests.api.harness import as_new
 from tests.api.ollama_harness import USER, WEATHER, chat, error_of, generate
 
 from kvstet.engine.fake_client import ScriptedEngine
@@ -23,10 +22,7 @@ def shared_site() -> Iterator[MessagesSite]:
 
 @pytest.fixture
 def site(shared_site: MessagesSite) -> MessagesSite:
-    new = ScriptedEngine(reply("Hello."))
-    for field in fields(new):
-        setattr(shared_site.engine, field.name, getattr(new, field.name))
-    return shared_site
+    return as_new(shared_site)
 
 
 def sampling_of(site: MessagesSite, **fields: Any) -> Sampling:

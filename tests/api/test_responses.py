@@ -6,7 +6,7 @@ import asyncio
 import json
 import lzma
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import openai
 import pytest
 from tests.api.anthropic_harness import calling, thinking
-from tests.api.harness import eventually, reply, tokens_of
+from tests.api.harness import as_new, eventually, reply, tokens_of
 from tests.api.responses_harness import AGENTS, LS, PATCH, ResponsesSite, events_in, running_responses, types_of
 from tests.api.test_reruns import Rerun
 
@@ -60,10 +60,7 @@ def shared_responses_site() -> Iterator[ResponsesSite]:
 @pytest.fixture
 def site(shared_responses_site: ResponsesSite) -> ResponsesSite:
     """A server whose model says "Hello."; its engine is as good as new."""
-    new = ScriptedEngine(reply("Hello."))
-    for each in fields(new):
-        setattr(shared_responses_site.engine, each.name, getattr(new, each.name))
-    return shared_responses_site
+    return as_new(shared_responses_site)
 
 
 def check_full_reply(output: list[Any]) -> None:
