@@ -23,6 +23,9 @@ from kvstet.demo.table import live_line, show
 
 NUM_SHORT_REQUESTS = 6
 
+NUM_NOISE_REQUESTS = 2
+"""Requests by which the model's noise is measured; each takes as long as two cold runs of it."""
+
 console = Console()
 
 
@@ -74,12 +77,21 @@ async def compare(replay: Replay, requests: tuple[RecordedRequest, ...]) -> None
 
 
 async def show_noise(replay: Replay, differing: list[Pair]) -> None:
-    """Compute the requests whose replies differ twice at once: batches of another shape show the model's noise."""
+    """How far replies differ, and beside it by how much cold runs do: the model's noise.
+
+    The shortest of the requests are computed twice at once, which makes batches of another shape.
+    """
     for pair in differing:
-        first, second = await asyncio.gather(replay.cold(pair.request), replay.cold(pair.request))
-        noise = max(drift(first, second), drift(pair.cold, first), drift(pair.cold, second))
         console.print(
-            f"  {pair.request.label}: the replies differ; log-probabilities by {pair.drift:.3f}, "
-            f"and by {noise:.3f} between cold runs in other batches (the model's noise floor)",
+            f"  {pair.request.label}: the replies differ; log-probabilities by {pair.drift:.3f}", highlight=False
+        )
+    noises: list[float] = []
+    for pair in sorted(differing, key=lambda pair: pair.cold.num_prompt_tokens)[:NUM_NOISE_REQUESTS]:
+        with console.status(f"{pair.request.label}, cold, in other batches ..."):
+            first, second = await asyncio.gather(replay.cold(pair.request), replay.cold(pair.request))
+        noises += [drift(first, second), drift(pair.cold, first), drift(pair.cold, second)]
+    if noises:
+        console.print(
+            f"  The model's noise floor: cold runs of the same requests in other batches differ by {max(noises):.3f}",
             highlight=False,
         )
