@@ -121,10 +121,8 @@ class Cache:
             match = None
         node = self.tree.insert(tokens, tuple(cuts), self._clock(), match)
         if not isinstance(cuts, tuple):
-            kind_of = cuts.get
             for step in node.path():
-                if kind := kind_of(step.stop):
-                    step.kind = kind
+                step.kind = cuts.get(step.stop, step.kind)
         return node
 
     def open(self, seq: SeqId, node: Node, length: int, fork: Fork | None) -> Branch:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
 
 import numpy as np
 
@@ -14,7 +13,6 @@ from kvstet.types import CutKind, SeqId, Tokens
 
 ID_BYTES = 16
 TOKEN = np.dtype("<i4")
-_stop = attrgetter("stop")
 
 
 @dataclass(eq=False, slots=True)
@@ -216,7 +214,7 @@ class Tree:
         """
         match = match or self.match(tokens)
         node = self._end_at(match)
-        for stop in sorted({cut for cut in cuts if 0 < cut < len(tokens)}.difference(map(_stop, match.path))):
+        for stop in sorted({cut for cut in cuts if 0 < cut < len(tokens)} - {step.stop for step in match.path}):
             if stop <= match.length:
                 self.cut(next(step for step in node.path() if step.start < stop), stop)
             else:
@@ -230,7 +228,7 @@ class Tree:
             assert parent is not None
             siblings = parent.children
             # This runs for every node of every prompt.
-            if len(siblings) > 1 and node is not next(reversed(siblings.values())):
+            if len(siblings) > 1 and node is not parent.latest_child:
                 parent.num_returns += node.num_hits > 0
                 siblings[node.first_token] = siblings.pop(node.first_token)
             node.num_hits += 1

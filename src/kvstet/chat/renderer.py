@@ -244,7 +244,7 @@ def _spans(
 
 
 def _ends(texts: Sequence[str], whole: str, encoded: Encoded) -> Iterator[int]:
-    """Token positions at which these texts end, which stand in the whole in this order; those that are not there."""
+    """Token positions at which these texts end, which stand in the whole in this order; of one that does not, none."""
     place = 0
     for text in texts:
         found = whole.find(text, place)
