@@ -194,6 +194,15 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+def end_strays(home: Path) -> None:
+    """Daemons that a client has left behind in sessions of their own; they have its home."""
+    ours = f"HOME={home}".encode()
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # Others' processes, and such as have just ended.
+            if ours in environment.read_bytes().split(b"\0"):
+                os.kill(int(environment.parent.name), signal.SIGKILL)
+
+
 def held(
     client: RealClient,
     model: Path,
@@ -209,6 +218,9 @@ def held(
     length = client.overflow_context if is_overflowing else context_length
     with running(model, script, context_length=length, echoes=echoes) as site:
         driver = Driver(client, site, folder, client.believed_context if is_overflowing else None)
-        driver.hold(turns, client.commands_long if is_overflowing else client.commands)
+        try:
+            driver.hold(turns, client.commands_long if is_overflowing else client.commands)
+        finally:
+            end_strays(driver.home)
     output = driver.log.read_text(encoding="utf-8", errors="replace")
     return Held(client, site, project, driver.temporary, driver.statuses, output)
