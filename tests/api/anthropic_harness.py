@@ -100,7 +100,7 @@ class PlayedRenderer(Renderer):
     def __post_init__(self) -> None:
         super().__init__(TEMPLATE, TOKENIZER)
 
-    def parser(self, prompt: Prompt, tools: Sequence[Mapping[str, Any]]) -> PlayedParser:  # type: ignore[override]
+    def parser(self, prompt: Prompt, tools: Sequence[Mapping[str, Any]]) -> PlayedParser:
         self.parser_tools.append([tool["function"]["name"] for tool in tools])
         return PlayedParser()
 

@@ -186,7 +186,7 @@ class NearSupervisor(Supervisor):
         if self.crash is not None:
             return [f"the engine crashed: {self.crash}"]
         faults = [*client_faults(self), *idle_faults(self.engine, self.model)]
-        num_cells = FakeModel.num_used_cells.fget(self.model)  # type: ignore[attr-defined]
+        num_cells = FakeModel.num_used_cells.fget(self.model)
         if num_cells != self.cache.num_live_cells:
             faults.append(f"{num_cells} cells are used, not {self.cache.num_live_cells}")
         if self.model.num_open_samplers:

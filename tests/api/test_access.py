@@ -313,7 +313,7 @@ def test_the_sdk_waits_and_tries_again(limited_site: Site):
         openai.OpenAI(base_url=f"{limited_site.url}/v1", api_key="sesame", max_retries=3) as client,
         ThreadPoolExecutor() as pool,
     ):
-        asking = pool.submit(client.chat.completions.create, model="m", messages=USER)  # type: ignore[arg-type]
+        asking = pool.submit(client.chat.completions.create, model="m", messages=USER)
         refused = eventually(lambda: admissions(limited_site).get(("ali", "concurrency")) == 1)
         held.go.set()
         assert refused

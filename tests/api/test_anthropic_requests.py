@@ -376,7 +376,7 @@ def test_a_deep_schema_is_served_or_refused_but_no_fault(site: MessagesSite, dep
 
 def test_the_sdk_raises_its_own_error(site: MessagesSite):
     with site.anthropic() as client, pytest.raises(anthropic.BadRequestError, match="takes text only"):
-        client.messages.create(model="m", max_tokens=9, messages=[user(IMAGE)])  # type: ignore[list-item]
+        client.messages.create(model="m", max_tokens=9, messages=[user(IMAGE)])
 
 
 def recorded(name: str) -> list[dict[str, Any]]:

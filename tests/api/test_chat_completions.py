@@ -136,7 +136,7 @@ def test_the_verdict_names_the_message_where_the_prompt_left_the_cached_path(sit
     site.engine.script = reply("Hello.", reuse=Reuse(24, 0, 0, 32, 24))
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     with site.sdk() as client:
-        answer = client.chat.completions.create(model="m", messages=messages)  # type: ignore[arg-type]
+        answer = client.chat.completions.create(model="m", messages=messages)
     span = len(tokens_of("<|im_start|>system\nBe brief.<|im_end|>\n"))
     assert answer.model_extra is not None
     sentence = answer.model_extra["kvstet"]["verdict"]

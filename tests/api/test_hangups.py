@@ -43,7 +43,7 @@ def test_hanging_up_frees_all_choices(site: Site):
 
 def test_closing_an_sdk_stream_frees_its_tokens(site: Site):
     site.engine.script = ENDLESS
-    with site.sdk() as client, client.chat.completions.create(model="m", messages=USER, stream=True) as stream:  # type: ignore[arg-type]
+    with site.sdk() as client, client.chat.completions.create(model="m", messages=USER, stream=True) as stream:
         next(iter(stream))
     assert freed(site.engine)
 
@@ -53,7 +53,7 @@ def test_an_sdk_timeout_frees_its_tokens(site: Site):
     with site.sdk() as client:
         for seconds in patiences(site.engine):
             with pytest.raises(APITimeoutError):
-                client.chat.completions.create(model="m", messages=USER, timeout=seconds)  # type: ignore[arg-type]
+                client.chat.completions.create(model="m", messages=USER, timeout=seconds)
     assert freed(site.engine)
 
 
@@ -63,7 +63,7 @@ def test_a_cancelled_task_of_the_async_sdk_frees_its_tokens(site: Site):
     async def give_up() -> None:
         async with site.async_sdk() as client:
             for seconds in patiences(site.engine):
-                asking = client.chat.completions.create(model="m", messages=USER)  # type: ignore[arg-type]
+                asking = client.chat.completions.create(model="m", messages=USER)
                 with pytest.raises(TimeoutError):
                     await asyncio.wait_for(asking, seconds)
 

@@ -19,6 +19,7 @@ from kvstet.chat.ledger import Ledger, meaning_of, meanings_of_message
 from kvstet.chat.messages import normalise
 from kvstet.chat.renderer import Renderer
 from kvstet.chat.tools import defaults_of
+from kvstet.engine.messages import Generate
 from kvstet.llama.model import Model
 from kvstet.types import Prompt, Reuse
 
@@ -88,6 +89,23 @@ class Session:
         return sum(reuse.num_computed_tokens for reuse in self.reuses)
 
 
+def num_followed_replies(requests: Sequence[Generate], reuses: Sequence[Reuse], renderer: Watched) -> int:
+    """Requests that begin with an earlier prompt and its reply, of which nothing may be computed again."""
+    num_followed = 0
+    for request, reuse in zip(requests, reuses, strict=True):
+        tokens = request.tokens.tolist()
+        ends = [
+            len(prompt.tokens) + len(said)
+            for prompt, said in renderer.said
+            if tokens[: len(prompt.tokens) + len(said)] == [*prompt.tokens.tolist(), *said]
+        ]
+        if ends:
+            num_followed += 1
+            assert reuse.num_known_tokens >= max(ends) - 1
+            assert reuse.num_computed_tokens <= len(tokens) - max(ends) + 1
+    return num_followed
+
+
 @pytest.fixture(scope="module")
 def vocabulary(smollm2_path: Path):
     with Model.load_vocab(smollm2_path) as model:
@@ -120,18 +138,7 @@ def test_replies_come_back_token_by_token(session: Session):
 
 def test_what_follows_a_reply_computes_nothing_of_it_again(session: Session):
     """Wherever a prompt begins with an earlier one and its reply, both are known to the last token."""
-    num_followed = 0
-    for request, reuse in zip(session.engine.requests, session.reuses, strict=True):
-        tokens = request.tokens.tolist()
-        ends = [
-            len(prompt.tokens) + len(said)
-            for prompt, said in session.renderer.said
-            if tokens[: len(prompt.tokens) + len(said)] == [*prompt.tokens.tolist(), *said]
-        ]
-        if ends:
-            num_followed += 1
-            assert reuse.num_known_tokens >= max(ends) - 1
-            assert reuse.num_computed_tokens <= len(tokens) - max(ends) + 1
+    num_followed = num_followed_replies(session.engine.requests, session.reuses, session.renderer)
     assert (num_followed > 0) == (session.name not in NEVER_FOLLOWED)
 
 

@@ -20,7 +20,7 @@ ALL_KINDS = pytest.mark.parametrize("traits", [ATTENTION, SWA, HYBRID, RECURRENT
 def planned(shelf: Shelf, prompt: str, resume: int, **parts: object) -> None:
     """The whole plan is the expected one."""
     match = shelf.cache.tree.match(tokens(prompt))
-    assert shelf.plan(prompt) == Plan(match, resume, **parts)  # type: ignore[arg-type]
+    assert shelf.plan(prompt) == Plan(match, resume, **parts)
 
 
 # Any memory

@@ -197,7 +197,7 @@ def test_where_only_ids_are_printed_they_name_the_tools():
     results = [{"role": "tool", "tool_call_id": f"call_{i}", "content": ""} for i in (1, 0)]
     messages = [{"role": "assistant", "content": "", "tool_calls": calls}, *results]
     fitted = fit(messages, (), replace(ABLE, call_ids="named")).messages
-    assert [call["id"] for call in fitted[0]["tool_calls"]] == ["functions.a:0", "functions.b:1"]  # type: ignore[index]
+    assert [call["id"] for call in fitted[0]["tool_calls"]] == ["functions.a:0", "functions.b:1"]
     assert [message["tool_call_id"] for message in fitted[1:]] == ["functions.b:1", "functions.a:0"]
     assert fit(messages, (), ABLE).messages[1]["tool_call_id"] == "call_1"
 
@@ -252,7 +252,7 @@ def test_where_ids_must_be_short_they_are_and_results_follow_them():
         {"role": "tool", "tool_call_id": "call_0123456789", "content": ""},
     ]
     first, result = fit(messages, (), replace(ABLE, call_ids="short")).messages
-    ids = [call["id"] for call in first["tool_calls"]]  # type: ignore[union-attr]
+    ids = [call["id"] for call in first["tool_calls"]]
     assert [len(id) for id in ids] == [9, 9]
     assert ids[1] == "abcdefgh9"
     assert result["tool_call_id"] == ids[0]

@@ -35,7 +35,7 @@ class GenerationTag(jinja2.ext.Extension):
         return nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(lineno)
 
     def _body(self, caller: object) -> object:
-        return caller()  # type: ignore[operator]
+        return caller()
 
 
 def transformers_render(source: str, messages: Sequence[Message], **variables: object) -> str:
@@ -59,7 +59,7 @@ def transformers_render(source: str, messages: Sequence[Message], **variables: o
 
 
 def render(name: str, messages: Sequence[Message], **options: object) -> Rendered:
-    return ChatTemplate(TEMPLATES[name], bos="<s>", eos="</s>").render(messages, now=NOW, **options)  # type: ignore[arg-type]
+    return ChatTemplate(TEMPLATES[name], bos="<s>", eos="</s>").render(messages, now=NOW, **options)
 
 
 def parts(rendered: Rendered) -> list[str]:

@@ -41,7 +41,7 @@ def test_absent_content_is_empty() -> None:
 
 def test_arguments_become_an_object_in_the_order_they_were_sent() -> None:
     [message] = normalise(calling('{"b": 1, "a": {"é": null}}'))
-    arguments = message["tool_calls"][0]["function"]["arguments"]  # type: ignore[index]
+    arguments = message["tool_calls"][0]["function"]["arguments"]
     assert list(arguments.items()) == [("b", 1), ("a", {"é": None})]
 
 
@@ -109,7 +109,7 @@ def test_the_clients_messages_are_not_changed() -> None:
 )
 def test_a_message_that_cannot_be_used_is_named(message: object, param: str, reason: str) -> None:
     with pytest.raises(InvalidRequest, match=reason) as caught:
-        normalise([*user("fine"), message])  # type: ignore[list-item]
+        normalise([*user("fine"), message])
     assert caught.value.param == param
 
 

@@ -47,7 +47,7 @@ TRICKY = ["<a>", "<a><b", "<b>", "x<", ">>", "aa", "<a>b>>>>>>", "\n\n", "<pad>\
 
 
 def encode(tokenizer: ByteTokenizer, text: str, *, templates: str = CHATML, **options: object) -> Encoded:
-    return SegmentTokenizer(tokenizer, [templates]).encode(text, add_special=False, **options)  # type: ignore[arg-type]
+    return SegmentTokenizer(tokenizer, [templates]).encode(text, add_special=False, **options)
 
 
 def segments(encoded: Encoded) -> list[str]:

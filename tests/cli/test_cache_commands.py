@@ -615,7 +615,7 @@ def test_an_import_that_fails_half_way_takes_back_what_it_did(
     def fail_at_third(*arguments: object) -> int:
         if next(calls) == 2:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write_blob(*arguments)  # type: ignore[arg-type]
+        return write_blob(*arguments)
 
     monkeypatch.setattr(blobfile, "write", fail_at_third)
     content = bundle.read_bundle(exported, lambda _: None)
@@ -650,7 +650,7 @@ def test_a_server_finds_what_was_exported_purged_and_imported(run: Run, tmp_path
     prompt = [7, 8, 9] * 60
 
     def ask(served: Served) -> dict[str, int]:
-        return served.complete(prompt, max_tokens=2)["kvstet"]  # type: ignore[arg-type]
+        return served.complete(prompt, max_tokens=2)["kvstet"]
 
     with keeping(tmp_path, model) as served:
         assert ask(served)["computed"] == len(prompt)

@@ -107,7 +107,7 @@ def test_a_wrong_value_ends_with_the_usage():
     ids=" ".join,
 )
 def test_a_value_out_of_range_is_refused(arguments: list[str]):
-    serve = typer.main.get_command(app).commands["serve"]  # type: ignore[attr-defined]
+    serve = typer.main.get_command(app).commands["serve"]
     with pytest.raises(TyperException):
         serve.make_context("serve", arguments)
 

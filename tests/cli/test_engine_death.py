@@ -56,7 +56,7 @@ def test_a_stream_ends_with_an_error_and_the_next_request_is_served(served: Serv
         served.sdk() as client,
         client.chat.completions.create(
             model="m",
-            messages=user("Tell a long story."),  # type: ignore[arg-type]
+            messages=user("Tell a long story."),
             max_tokens=1000,
             stream=True,
             extra_body={"ignore_eos": True},

@@ -60,7 +60,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Serve:
     runs: list[Run] = []
 
     async def note(models: list[ServedOptions], server: ServerOptions, **options: object) -> None:
-        runs.append(Run(models, server, **options))  # type: ignore[arg-type]
+        runs.append(Run(models, server, **options))
 
     module = import_module("kvstet.cli.serve")
     monkeypatch.setattr(module, "run", note)

@@ -298,7 +298,7 @@ async def test_closing_stops_engines_at_once_and_frees_what_nobody_reads_with(ma
     async with pool.use("a"):
         await pool.close()
         a, b = machine.loaded["a"], machine.loaded["b"]
-        assert a.served.engine.is_closed  # type: ignore[attr-defined]
+        assert a.served.engine.is_closed
         assert (a.num_closings, b.num_closings) == (0, 1)
     await pool.close()
     assert a.num_closings == 1
@@ -433,7 +433,7 @@ def test_a_stream_holds_its_model_to_the_end(path: str, fields: dict[str, object
 
         async def slow(options: ServedOptions) -> FakeLoaded:
             loaded = await machine.load(options)
-            loaded.served.engine.script = Say(list(b"x" * 20), token_seconds=0.01)  # type: ignore[attr-defined]
+            loaded.served.engine.script = Say(list(b"x" * 20), token_seconds=0.01)
             return loaded
 
         pool._load = slow  # pyright: ignore[reportPrivateUsage]
@@ -449,7 +449,7 @@ def test_a_stream_whose_client_hangs_up_lets_go_of_its_model(machine: Machine):
 
         async def hanging(options: ServedOptions) -> FakeLoaded:
             loaded = await machine.load(options)
-            loaded.served.engine.script = Hang()  # type: ignore[attr-defined]
+            loaded.served.engine.script = Hang()
             return loaded
 
         pool._load = hanging  # pyright: ignore[reportPrivateUsage]

@@ -274,7 +274,7 @@ def test_a_json_schema_is_kept_by_a_model_that_would_not(served: Served):
     with served.sdk() as client:
         answer = client.chat.completions.create(
             model="m",
-            messages=user("Say anything but JSON."),  # type: ignore[arg-type]
+            messages=user("Say anything but JSON."),
             response_format={"type": "json_schema", "json_schema": {"name": "town", "schema": schema}},
             temperature=0,
             max_tokens=60,
@@ -322,4 +322,4 @@ def test_the_template_is_applied_as_for_a_request(served: Served):
     tokens = served.post("/tokenize", {"content": prompt}).json()["tokens"]
     answer = served.chat(CAPITAL, max_tokens=1)
     assert answer["usage"]["prompt_tokens"] == len(tokens)
-    assert text_of(served.complete(tokens, max_tokens=1)) == text_of(answer)  # type: ignore[arg-type]
+    assert text_of(served.complete(tokens, max_tokens=1)) == text_of(answer)

@@ -114,7 +114,7 @@ def test_a_prompt_over_the_context_is_told_with_the_numbers(served: Served):
 
 def test_a_conversation_over_the_context_is_refused_too(served: Served):
     with served.sdk() as client, pytest.raises(BadRequestError) as refusal:
-        client.chat.completions.create(model="m", messages=user("word " * 3000), stream=True)  # type: ignore[arg-type]
+        client.chat.completions.create(model="m", messages=user("word " * 3000), stream=True)
     assert refusal.value.code == "context_length_exceeded"
     assert serves_on(served)
 

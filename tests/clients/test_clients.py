@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.api.test_traces import num_followed_replies
 from tests.clients.clients import CLIENTS, RealClient, client_named
 from tests.clients.driving import Held, held
 from tests.clients.script import MEAN_RIGHT, NOTE
@@ -77,18 +78,8 @@ def test_replies_come_back_token_by_token(session: Held):
 def test_what_follows_a_reply_computes_nothing_of_it_again(session: Held):
     """Wherever a prompt begins with an earlier one and its reply, both are known to the last token."""
     site = session.site
-    num_followed = 0
-    for (_, request), reuse in zip(site.engine.requests, site.engine.reuses, strict=True):
-        tokens = request.tokens.tolist()
-        ends = [
-            len(prompt.tokens) + len(said)
-            for prompt, said in site.renderer.said
-            if tokens[: len(prompt.tokens) + len(said)] == [*prompt.tokens.tolist(), *said]
-        ]
-        if ends:
-            num_followed += 1
-            assert reuse.num_known_tokens >= max(ends) - 1
-            assert reuse.num_computed_tokens <= len(tokens) - max(ends) + 1
+    requests = [request for _, request in site.engine.requests]
+    num_followed = num_followed_replies(requests, site.engine.reuses, site.renderer)
     assert (num_followed > 0) == (session.client.name != "aider")
 
 

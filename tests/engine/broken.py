@@ -30,7 +30,7 @@ class Stale(FakeModel):
     """A checkpoint holds the summary from before the last batch."""
 
     def __init__(self, *arguments: object, **options: int) -> None:
-        super().__init__(*arguments, **options)  # type: ignore[arg-type]
+        super().__init__(*arguments, **options)
         self._before: dict[int, bytes | None] = {}
 
     def decode(self, batch: Batch) -> None:

@@ -51,11 +51,11 @@ class RecordingContext(Context):
         self.samplers: list[RecordingSampler] = []
         self.num_decoded_tokens = 0
 
-    def sampler(self, sampling: Sampling, prompt: Tokens) -> Sampler:  # type: ignore[override]
+    def sampler(self, sampling: Sampling, prompt: Tokens) -> Sampler:
         self.samplers.append(RecordingSampler(self, super().sampler(sampling, prompt), prompt))
         return self.samplers[-1]
 
-    def decode(self, batch: Batch) -> None:  # type: ignore[override]
+    def decode(self, batch: Batch) -> None:
         super().decode(batch)
         self.num_decoded_tokens += len(batch.tokens)
 

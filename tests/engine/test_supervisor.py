@@ -73,6 +73,20 @@ async def collect(supervisor: Supervisor, request: Generate) -> list[Event]:
     return [event async for event in supervisor.generate(request)]
 
 
+async def reading_reply(supervisor: Supervisor) -> asyncio.Task[None]:
+    """What reads a reply without an end, of which the first token has come."""
+    has_begun = asyncio.Event()
+
+    async def read() -> None:
+        async for event in supervisor.generate(generate("a", [1, 2, 3], new=None)):
+            if isinstance(event, Token):
+                has_begun.set()
+
+    reading = asyncio.create_task(read())
+    await until(has_begun.is_set)
+    return reading
+
+
 async def started(path: str = "fake", load: Loader = load_mortal) -> Supervisor:
     supervisor = Supervisor(ModelOptions(Path(path)), EngineOptions(), load=load)
     await supervisor.start()
@@ -134,14 +148,7 @@ async def test_a_request_that_kills_the_engine_twice_fails_and_others_are_served
 
 async def test_a_killed_engine_ends_what_had_streamed_and_comes_back():
     supervisor = await started(load=load_dawdling)
-    seen: list[Event] = []
-
-    async def read() -> None:
-        async for event in supervisor.generate(generate("a", [1, 2, 3], new=None)):
-            seen.append(event)
-
-    reading = asyncio.create_task(read())
-    await until(lambda: any(isinstance(event, Token) for event in seen))
+    reading = await reading_reply(supervisor)
     assert supervisor.pid is not None
     os.kill(supervisor.pid, signal.SIGKILL)
     with pytest.raises(EngineCrashed):
@@ -192,14 +199,7 @@ async def test_closing_the_generator_frees_the_request():
 
 async def test_closing_the_server_ends_requests_in_flight():
     supervisor = await started(load=load_dawdling)
-    seen: list[Event] = []
-
-    async def read() -> None:
-        async for event in supervisor.generate(generate("a", [1, 2, 3], new=None)):
-            seen.append(event)
-
-    reading = asyncio.create_task(read())
-    await until(lambda: any(isinstance(event, Token) for event in seen))
+    reading = await reading_reply(supervisor)
     await supervisor.close()
     with pytest.raises(ShuttingDown):
         await reading

@@ -86,8 +86,8 @@ async def until(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 def load_with_fixed_rates(options: ModelOptions, on_progress: Callable[[float], None]) -> Loaded:
     """As `load_llama`, in a process where no plan depends on how long anything took."""
-    Rates.observe_compute = FixedRates.observe_compute  # type: ignore[assignment]
-    Rates.observe_load = FixedRates.observe_load  # type: ignore[assignment]
+    Rates.observe_compute = FixedRates.observe_compute
+    Rates.observe_load = FixedRates.observe_load
     return load_llama(options, on_progress)
 
 

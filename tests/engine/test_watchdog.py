@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.engine.test_supervisor import collect, generate, load_dawdling, until
+from tests.engine.test_supervisor import collect, generate, load_dawdling, reading_reply, until
 
 from kvstet.config import EngineOptions, ModelOptions
 from kvstet.engine import supervisor as supervisor_module
@@ -217,7 +217,7 @@ class Quiet:
 def test_a_busy_process_reports_though_its_steps_bring_nothing():
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        serve(Quiet(ours), wire.Channel(theirs), [])  # type: ignore[arg-type]
+        serve(Quiet(ours), wire.Channel(theirs), [])
         reports = wire.Channel(ours).receive(0.0)
     assert len(reports) >= 3
     assert all(isinstance(report, Report) for report in reports)
@@ -266,14 +266,7 @@ async def test_a_hang_is_noticed_though_the_client_has_lost_patience(start: Star
 
 async def test_an_engine_that_is_stopped_in_the_middle_of_a_reply_is_killed(start: Start):
     supervisor = await start(load=load_dawdling)
-    seen: list[Event] = []
-
-    async def read() -> None:
-        async for event in supervisor.generate(generate("a", [1, 2, 3], new=None)):
-            seen.append(event)
-
-    reading = asyncio.create_task(read())
-    await until(lambda: any(isinstance(event, Token) for event in seen))
+    reading = await reading_reply(supervisor)
     assert supervisor.pid is not None
     os.kill(supervisor.pid, signal.SIGSTOP)
     with pytest.raises(EngineCrashed, match="hung"):

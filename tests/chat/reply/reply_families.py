@@ -146,7 +146,7 @@ class Family:
 
     def _clean_key(self, key: str) -> str:
         if self.names_only:
-            return NAME.search(key).group() if NAME.search(key) else "key"  # type: ignore[union-attr]
+            return NAME.search(key).group() if NAME.search(key) else "key"
         return cleaned(key, self.in_keys)
 
     def _clean_value(self, value: object) -> object:
