@@ -45,6 +45,8 @@ test-clients:
 bench:
 	@$(PYTHON) scripts/install.py bench dev
 	@$(BIN)/python bench/plan.py
+	@$(BIN)/python bench/explain.py
+	@$(BIN)/python bench/foretold.py
 	@$(BIN)/python bench/speed.py
 	@$(BIN)/python bench/restart.py
 	@$(BIN)/python bench/saving.py

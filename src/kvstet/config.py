@@ -8,6 +8,9 @@ from typing import Literal
 
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 FlashAttention = Literal["auto", "on", "off"]
+Anticipation = Literal["auto", "off"]
+Fidelity = Literal["exact", "equivalent", "approximate"]
+"""As in `kvstet.types`."""
 RopeScaling = Literal["none", "linear", "yarn", "longrope"]
 
 MIB = 1024 * 1024
@@ -41,6 +44,8 @@ class ModelOptions:
     flash_attn: FlashAttention = "auto"
     cache_type_k: KvType = "f16"
     cache_type_v: KvType = "f16"
+    swa_full: bool = False
+    """Keep the state of all tokens in layers with a sliding window too: more memory, and prompts resume anywhere."""
     rope_scaling: RopeScaling | None = None
     rope_freq_base: float | None = None
     rope_freq_scale: float | None = None
@@ -70,6 +75,8 @@ class EngineOptions:
     """Spares the disk; None: no limit."""
     audit_share: float = 0.0
     """Part of the reused tokens that are computed again while idle, to prove that state is right; 0: none."""
+    anticipate_share: float = 0.0
+    """Tokens that may be computed ahead in vain while idle, per token that requests have computed; 0: none."""
     queue_size: int = 64
     """Requests that may wait; one more is refused with 429."""
     prefill_chunk: int = 512
@@ -108,6 +115,8 @@ class ApiKey:
     max_concurrent: int | None = None
     """Requests under way at a time."""
     requests_per_minute: int | None = None
+    fidelity: Fidelity | None = None
+    """None: the server's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,3 +136,7 @@ class ServerOptions:
     """Put the model's own replies back into prompts as it generated them."""
     masks: bool = True
     """Keep Claude Code's billing header from the model."""
+    fidelity: Fidelity = "exact"
+    """How faithfully prompts are read, where neither request nor key says so."""
+    no_substitute: tuple[str, ...] = ()
+    """What is never substituted, by name; see `kvstet.context.catalogue`."""

@@ -17,6 +17,38 @@ RequestId = NewType("RequestId", str)
 SeqId = NewType("SeqId", int)
 
 Fidelity = Literal["exact", "equivalent", "approximate"]
+"""What a request may be answered with: precisely what was sent; the same in other words; state kept at other places.
+Each includes the ones before it."""
+
+SubstitutionName = Literal[
+    "clock",
+    "date",
+    "git-status",
+    "request-id",
+    "billing-header",
+    "counter",
+    "system-lines",
+    "reminder",
+    "tool-order",
+    "arguments",
+    "reasoning",
+    "tool-output",
+]
+"""What the model may read otherwise than it was sent, at fidelity ``equivalent``; see `kvstet.context.catalogue`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Substitution:
+    """One thing that the model reads otherwise than it was sent."""
+
+    name: SubstitutionName
+    message: int | None
+    """Index into the request's messages; None for the tools."""
+    what: str
+    """In a short sentence, which quotes nothing of the prompt."""
+    num_tokens: int | None = None
+    """Of what now stands there, where that is known."""
+
 
 MAPPED_BYTES = 64 * 1024
 """From this size on, a buffer is a memory mapping of its own."""
@@ -131,6 +163,10 @@ class Prompt:
     """Names of what was sent and is kept from the model."""
     breakpoints: tuple[int, ...] = ()
     """Token positions within messages at which the client says that a part ends that will come again."""
+    substitutions: tuple[Substitution, ...] = ()
+    """What the model reads otherwise than it was sent."""
+    owner: str = ""
+    """Name of the API key whose conversation it is: its reasoning comes back to nobody else."""
 
     @property
     def cuts(self) -> tuple[int, ...]:
@@ -189,7 +225,7 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class MemoryTraits:
-    """What may be done with a model's memory; see `kvstet.llama.context.memory_traits` for how each kind maps to it.
+    """What may be done with a model's memory; see `kvstet.llama.memory.memory_traits` for how each kind maps to it.
 
     The state of a prefix has two parts. The *additive* part (K/V of plain attention layers) can be saved and loaded
     range by range. The *summary* part (a sliding window, a recurrent state) exists only for the position where the

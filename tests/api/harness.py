@@ -187,7 +187,8 @@ def running(
 ) -> Generator[Site, None, None]:
     aliases = tuple(options.pop("aliases", ()))
     renderer = renderer or Renderer(TEMPLATE, TOKENIZER)
-    served = Served(engine, renderer, tokenizer, toy_grammar, toy_rules, aliases=aliases)
+    foresight = options.pop("foresight", None)
+    served = Served(engine, renderer, tokenizer, toy_grammar, toy_rules, aliases=aliases, foresight=foresight)
     with running_models(OneModel(served), **options) as url:
         yield Site(engine, url)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 
@@ -15,8 +17,19 @@ from kvstet.config import EngineOptions
 from kvstet.engine.engine import Engine
 from kvstet.engine.fake import ATTENTION
 from kvstet.engine.fake_client import TINY_MODEL
-from kvstet.engine.messages import Event, Failed, Finished, Generate, ModelInfo, Started, Stats
-from kvstet.engine.model import Batch
+from kvstet.engine.messages import (
+    Anticipate,
+    Appraise,
+    Appraised,
+    Event,
+    Failed,
+    Finished,
+    Generate,
+    ModelInfo,
+    Started,
+    Stats,
+)
+from kvstet.engine.model import Batch, Model
 from kvstet.types import Blob, Reuse, Sampling, SeqId, Tokens
 
 
@@ -26,6 +39,7 @@ class LengthModel:
     num_sequences = 16
     num_cells = 1 << 24
     max_batch = 2048
+    shift_refusal = None
     traits = ATTENTION
 
     def __init__(self, max_length: int, end: int) -> None:
@@ -61,6 +75,12 @@ class LengthModel:
     def load_span(self, seq: SeqId, blob: Blob, start: int, stop: int) -> None:
         self._lengths[seq] = stop
 
+    def load_shifted(self, seq: SeqId, blob: Blob, start: int, stop: int) -> None:
+        self._lengths[seq] += stop - start
+
+    def splice(self, source: SeqId, target: SeqId, stop: int) -> None:
+        self._lengths[target] = stop
+
     def save_checkpoint(self, seq: SeqId) -> Blob:
         raise NotImplementedError
 
@@ -87,10 +107,21 @@ class Silence:
 class PlayedEngine:
     """An `EngineClient` for requests that come one after the other."""
 
-    def __init__(self, *, context_length: int, vocab_size: int, end: int) -> None:
-        model = LengthModel(context_length, end)
-        self.cache = Cache(ATTENTION, RamTier(1 << 40))
-        self.engine = Engine(model, self.cache, EngineOptions(prefill_chunk=2048), parallel=4)
+    def __init__(
+        self,
+        *,
+        context_length: int,
+        vocab_size: int,
+        end: int,
+        model: Model | None = None,
+        ram_bytes: int = 1 << 40,
+        anticipate_share: float = 0.0,
+    ) -> None:
+        """``model``: one that computes, for the one that does not."""
+        model = model or LengthModel(context_length, end)
+        self.cache = Cache(model.traits, RamTier(ram_bytes))
+        options = EngineOptions(prefill_chunk=2048, anticipate_share=anticipate_share)
+        self.engine = Engine(model, self.cache, options, parallel=4)
         self.info: ModelInfo = replace(TINY_MODEL, context_length=context_length, vocab_size=vocab_size)
         self.is_ready = True
         self.next_reply: tuple[int, ...] = ()
@@ -110,6 +141,22 @@ class PlayedEngine:
                 if isinstance(event, Finished):
                     return
             await asyncio.sleep(0)
+
+    async def appraise(self, question: Appraise) -> Appraised:
+        self.engine.appraise(question)
+        (event,) = self.engine.step()
+        assert isinstance(event, Appraised)
+        return event
+
+    def anticipate(self, prompt: Anticipate) -> None:
+        self.engine.anticipate(prompt)
+
+    def idle(self, max_tokens: float = math.inf) -> None:
+        """Nobody asks, until nothing is left to do or so many tokens were computed ahead."""
+        anticipator = self.engine.anticipator
+        stop = anticipator.num_tokens + max_tokens
+        while anticipator.num_tokens < stop and (pause := self.engine.idle_step()) is not None:
+            time.sleep(pause)
 
     def stats(self) -> Stats:
         return self.engine.stats()

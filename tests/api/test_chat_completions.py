@@ -116,6 +116,7 @@ def test_every_answer_says_what_it_cost(site: Site):
     }
     sentence = answer["kvstet"].pop("verdict")
     assert "the prompt was" not in sentence
+    assert isinstance(answer["kvstet"].pop("edits"), list)
     assert answer["kvstet"] == {
         "reused": 8,
         "loaded": 2,
@@ -129,6 +130,7 @@ def test_every_answer_says_what_it_cost(site: Site):
         "compute_seconds": 0.5,
         "decode_seconds": 0.25,
         "fidelity": "exact",
+        "substitutions": [],
     }
 
 

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from tests.api.harness import running
 from tests.api.played_engine import PlayedEngine
-from tests.api.traces import FOLDER, Step, reply_text, spelt, steps
+from tests.api.traces import FOLDER, Step, account_of, reply_text, spelt, steps
+from tests.edits.labels import NAMES as LABELLED
+from tests.edits.labels import label_of, labels, served
 
 from kvstet.chat.builtin import builtin_template
 from kvstet.chat.deltas import ParsedReply
@@ -140,6 +142,20 @@ def test_what_follows_a_reply_computes_nothing_of_it_again(session: Session):
     """Wherever a prompt begins with an earlier one and its reply, both are known to the last token."""
     num_followed = num_followed_replies(session.engine.requests, session.reuses, session.renderer)
     assert (num_followed > 0) == (session.name not in NEVER_FOLLOWED)
+
+
+def test_the_verdict_is_the_label_wherever_the_prefix_broke(session: Session):
+    """And nothing is blamed for anything elsewhere."""
+    if session.name not in LABELLED:
+        pytest.skip("Nobody has labelled it.")
+    expected = labels(session.name)
+    for step, answer in session.answers:
+        if "count_tokens" not in step.path:
+            account = account_of(answer)
+            assert [label_of(edit) for edit in account["edits"]] == served(expected.get(step.number)), step.number
+            blamed = [edit for edit in account["edits"] if edit["num_tokens"]]
+            assert ("Recomputed" in account["verdict"]) == any(edit["kind"] != "compaction" for edit in blamed)
+            assert sum(edit["num_tokens"] for edit in blamed) <= account["computed"]
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 
 from kvstet.types import Tokenizer
@@ -20,6 +21,7 @@ FOLDER = Path(__file__).parents[1] / "data" / "traces"
 class Step:
     """A request as it was sent, and what was said to it; None: it was refused, or nothing was recorded."""
 
+    number: int
     path: str
     body: bytes
     plan: dict[str, Any] | None
@@ -33,17 +35,36 @@ def steps(name: str) -> Iterator[Step]:
     for entry in entries:
         if entry["dir"] == "request":
             answer = answers.get(entry["seq"], {})
-            yield Step(entry["path"], entry["body_raw"].encode(), answer.get("plan"), answer.get("kind", ""))
+            yield Step(
+                entry["seq"], entry["path"], entry["body_raw"].encode(), answer.get("plan"), answer.get("kind", "")
+            )
 
 
 def reply_text(plan: dict[str, Any]) -> str:
     """What the model writes: arguments as they were streamed to the client."""
     reasoning = f"<think>\n{plan['reasoning']}\n</think>\n\n" if plan.get("reasoning") else ""
     calls = [
-        f'<tool_call>\n{{"name": {json.dumps(call["name"])}, "arguments": {call["args_raw"]}}}\n</tool_call>'
+        f'<tool_call>\n{{"name": "{_for_model(call["name"])}", "arguments": {call["args_raw"]}}}\n</tool_call>'
         for call in plan.get("calls") or ()
     ]
     return reasoning + "\n".join([*([plan["text"]] if plan.get("text") else []), *calls])
+
+
+def _for_model(name: str) -> str:
+    """A tool of a namespace has one name for the model."""
+    return name.replace(".", "__")
+
+
+def account_of(answer: httpx.Response) -> dict[str, Any]:
+    """The ``kvstet`` object of a response, streamed or not, in whichever dialect."""
+    told = [line.removeprefix("data: ") for line in answer.text.splitlines() if '"kvstet":' in line]
+    return _account_in(json.loads(told[-1]))
+
+
+def _account_in(body: dict[str, Any]) -> dict[str, Any]:
+    if "kvstet" in body:
+        return body["kvstet"]
+    return _account_in(next(value for value in body.values() if isinstance(value, dict) and "kvstet" in str(value)))
 
 
 def spelt(text: str, tokenizer: Tokenizer, random: np.random.Generator) -> list[int]:

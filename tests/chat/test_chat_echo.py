@@ -255,3 +255,72 @@ def test_a_file_that_is_no_database_is_left_alone(tmp_path: Path, caplog: pytest
     assert goes_on(renderer.render([USER, {"role": "assistant", "content": "the path"}, MORE]), seen)
     assert path.read_bytes() == b"nonsense" * 1000
     assert "until the server stops only" in caplog.text
+
+
+REASONED = ParsedReply("think", "path")
+STRIPPED = {"role": "assistant", "content": "path"}
+
+
+def reasoned(renderer: Renderer, owner: str = "ali") -> list[int]:
+    """The model reasons in answer to the first message. The tokens of prompt and reply."""
+    prompt = renderer.render([USER], reasoning_of=owner)
+    tokens = [*generated("<think>think</think>path"), END]
+    renderer.remember(prompt, tokens, REASONED, has_ended=True)
+    return [*prompt.tokens.tolist(), *tokens]
+
+
+@pytest.mark.parametrize("message", [STRIPPED, {**STRIPPED, "reasoning_content": "think"}])
+def test_reasoning_that_was_left_out_comes_back_where_it_is_wanted(renderer: Renderer, message: dict[str, Any]):
+    seen = reasoned(renderer)
+    prompt = renderer.render([USER, message, MORE], reasoning_of="ali")
+    assert goes_on(prompt, seen)
+    assert [(each.name, each.message) for each in prompt.substitutions] == [("reasoning", 1)]
+    assert [span.stop - span.start for span in prompt.spans][1] == len(seen) + 1 - prompt.spans[1].start
+    assert not goes_on(renderer.render([USER, message, MORE]), seen)
+
+
+def test_a_conversation_goes_on_behind_reasoning_that_came_back(renderer: Renderer):
+    seen = reasoned(renderer)
+    messages = [USER, STRIPPED, MORE]
+    prompt = renderer.render(messages, reasoning_of="ali")
+    assert goes_on(prompt, seen)
+    tokens = [*generated("<think>the other</think>that"), END]
+    renderer.remember(prompt, tokens, ParsedReply("the other", "that"), has_ended=True)
+    later = renderer.render([*messages, {"role": "assistant", "content": "that"}, MORE], reasoning_of="ali")
+    assert goes_on(later, [*prompt.tokens.tolist(), *tokens])
+
+
+@pytest.mark.parametrize(
+    ("messages", "owner"),
+    [
+        ([USER, STRIPPED, MORE], "other"),
+        ([USER, {**STRIPPED, "reasoning_content": "another"}, MORE], "ali"),
+        ([USER, {**STRIPPED, "content": "paths"}, MORE], "ali"),
+        ([MORE, STRIPPED, MORE], "ali"),
+        ([USER, MORE, STRIPPED, MORE], "ali"),
+    ],
+)
+def test_reasoning_comes_back_to_its_owner_and_behind_its_prompt_only(
+    renderer: Renderer, messages: list[dict[str, Any]], owner: str
+):
+    reasoned(renderer)
+    prompt = renderer.render(messages, reasoning_of=owner)
+    assert "think" not in prompt.text
+    assert prompt.substitutions == ()
+
+
+def test_reasoning_that_is_forgotten_does_not_come_back(renderer: Renderer):
+    reasoned(renderer)
+    renderer.forget_reasoning([USER, STRIPPED], tools=None, owner="ali")
+    assert "think" not in renderer.render([USER, STRIPPED, MORE], reasoning_of="ali").text
+
+
+def test_an_opening_that_begins_the_reasoning_comes_back_with_it():
+    opens = TEMPLATE.replace("<|im_start|>assistant{{ '\n' }}", "<|im_start|>assistant{{ '\n<think>' }}")
+    renderer = Renderer(opens, Merging(eos="<|im_end|>"), ledger=Ledger())
+    prompt = renderer.render([USER], reasoning_of="")
+    tokens = [*generated("think</think>path"), END]
+    renderer.remember(prompt, tokens, REASONED, has_ended=True)
+    again = renderer.render([USER, STRIPPED, MORE], reasoning_of="")
+    assert goes_on(again, [*prompt.tokens.tolist(), *tokens])
+    assert again.text.count("<think>") == 2, "there and in the new opening"

@@ -14,6 +14,7 @@ from tests.cli.harness import Body, serving, user
 from kvstet.api.access import BadAccess
 from kvstet.cli.main import app
 from kvstet.config import ApiKey, ServerOptions
+from kvstet.errors import InvalidRequest
 
 SECRET = "xyzzy-plugh"
 
@@ -73,6 +74,28 @@ def test_a_file_holds_named_keys(options_of: Serve, monkeypatch: pytest.MonkeyPa
     assert options_of("--api-key-file", str(key_file(tmp_path))).api_keys == (ali,)
     monkeypatch.setenv("KVSTET_API_KEY_FILE", str(key_file(tmp_path)))
     assert options_of("--api-key", "one").api_keys == (ali, ApiKey("key-1", "one"))
+
+
+def test_prompts_are_read_exactly_by_default(options_of: Serve):
+    options = options_of()
+    assert (options.fidelity, options.no_substitute) == ("exact", ())
+
+
+def test_server_and_key_say_how_faithfully_prompts_are_read(options_of: Serve, tmp_path: Path):
+    keys = key_file(tmp_path)
+    keys.write_text('[keys.ali]\nkey = "sesame"\nfidelity = "approximate"\n')
+    file = tmp_path / "options.toml"
+    file.write_text('[server]\nfidelity = "equivalent"\nno-substitute = ["date", "Clock"]\n')
+    options = options_of("--config", str(file), "--api-key-file", str(keys))
+    assert (options.fidelity, options.no_substitute) == ("equivalent", ("clock", "date"))
+    assert options.api_keys == (ApiKey("ali", "sesame", fidelity="approximate"),)
+    options = options_of("--fidelity", "exact", "--no-substitute", "counter", "--config", str(file))
+    assert (options.fidelity, options.no_substitute) == ("exact", ("counter",))
+
+
+def test_what_cannot_be_substituted_cannot_be_switched_off(options_of: Serve):
+    with pytest.raises(InvalidRequest, match="no substitution named 'weather'"):
+        options_of("--no-substitute", "weather")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from kvstet.api.openai.requests import TemplateRequest
 from kvstet.cli.main import app
 from kvstet.cli.traces import Trace, TraceRequest
 from kvstet.cli.verification import Doing, Job, Message, Verified, plan_name, verify
+from kvstet.cli.verification import run as run_verification
 from kvstet.cli.verify import work
 from kvstet.config import ModelOptions
 from kvstet.engine.fake import ATTENTION, FakeModel
@@ -176,7 +177,7 @@ def test_noise_is_no_failure():
 def test_an_abort_of_libllama_is_told_and_with_what_it_died():
     doings: list[Doing] = []
     with pytest.raises(EngineCrashed, match=r"libllama aborted while it tried reload \(SIGABRT\)"):
-        work(job(broken.load_aborting), doings.append)
+        work(run_verification, job(broken.load_aborting), Verified, doings.append)
     assert [doing.num_done for doing in doings] == list(range(len(doings)))
 
 
@@ -272,7 +273,7 @@ def test_a_file_that_is_no_model_is_one_sentence(tmp_path: Path):
 
 def test_errors_of_the_other_process_arrive():
     with pytest.raises(ModelLoadError, match="No such file"):
-        work(job(load_llama, Path("nonesuch.gguf")), lambda doing: None)
+        work(run_verification, job(load_llama, Path("nonesuch.gguf")), Verified, lambda doing: None)
 
 
 def test_a_context_of_a_few_tokens_is_refused():

@@ -24,7 +24,7 @@ from kvstet.chat.ledger import Ledger
 from kvstet.chat.messages import normalise
 from kvstet.config import EngineOptions, ModelOptions, ServerOptions
 from kvstet.engine.client import EngineClient
-from kvstet.engine.messages import Event, Generate, ModelInfo, Started, Stats
+from kvstet.engine.messages import Anticipate, Appraise, Appraised, Event, Generate, ModelInfo, Started, Stats
 from kvstet.engine.supervisor import Supervisor
 from kvstet.llama.model import Model
 from kvstet.llama.schema import schema_grammar, schema_rules
@@ -90,6 +90,12 @@ class Scripted:
                 if isinstance(event, Started):
                     self.reuses.append(event.reuse)
                 yield event
+
+    async def appraise(self, question: Appraise) -> Appraised:
+        return await self._engine.appraise(question)
+
+    def anticipate(self, prompt: Anticipate) -> None:
+        self._engine.anticipate(prompt)
 
     def stats(self) -> Stats:
         return self._engine.stats()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from kvstet.cache.tier import BlobKey, RamTier
 from kvstet.config import EngineOptions
 from kvstet.engine.engine import Engine
 from kvstet.engine.fake import ATTENTION, FakeModel
-from kvstet.engine.messages import Event, Generate, Started, Token
+from kvstet.engine.gate import DriftGate
+from kvstet.engine.messages import Anticipate, Appraise, Appraised, Event, Generate, Started, Token
 from kvstet.errors import SnapshotMismatch
 from kvstet.types import GREEDY, Blob, MemoryTraits, RequestId, SeqId, Tokens
 
@@ -77,6 +79,9 @@ class Harness:
         folder: Path | None = None,
         disk_bytes: int = 1 << 20,
         audit_share: float = 0.0,
+        anticipate_share: float = 0.0,
+        has_energy: Callable[[], bool] = lambda: True,
+        gate: DriftGate | None = None,
         **model: int,
     ) -> None:
         self.now = 0.0
@@ -87,7 +92,10 @@ class Harness:
             cache_folder=folder,
             cache_disk_bytes=disk_bytes,
             audit_share=audit_share,
+            anticipate_share=anticipate_share,
         )
+        self.has_energy = has_energy
+        self.gate = gate
         self.traits = traits
         self.parallel = parallel
         self.model_options = model
@@ -103,7 +111,15 @@ class Harness:
         self.cache = Cache(
             self.traits, self.tier, self._disk(), fingerprint=MODEL, clock=self.clock, unix_clock=self.unix_clock
         )
-        self.engine = Engine(self.model, self.cache, self.options, parallel=self.parallel, clock=self.clock)
+        self.engine = Engine(
+            self.model,
+            self.cache,
+            self.options,
+            parallel=self.parallel,
+            clock=self.clock,
+            has_energy=self.has_energy,
+            gate=self.gate,
+        )
 
     def _disk(self) -> DiskTier | None:
         if self.options.cache_folder is None:
@@ -140,6 +156,16 @@ class Harness:
         self.engine.submit(
             Generate(RequestId(name), self.prompts[name], cuts, max_new_tokens=new, sampling=GREEDY, **more)
         )
+
+    def anticipate(self, tokens: list[int], *, cuts: tuple[int, ...] = ()) -> None:
+        self.engine.anticipate(Anticipate(np.array(tokens, np.int32), cuts))
+
+    def appraise(self, tokens: list[int], **more) -> Appraised:
+        """What these tokens would cost now."""
+        self.engine.appraise(Appraise(RequestId("question"), np.array(tokens, np.int32), **more))
+        (event,) = [event for event in self.engine.step() if event.id == "question"]
+        assert isinstance(event, Appraised), event
+        return event
 
     def step(self) -> None:
         for event in self.engine.step():

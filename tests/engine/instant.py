@@ -39,6 +39,7 @@ class InstantModel:
     num_sequences = 2
     max_length = 1 << 16
     max_batch = 2048
+    shift_refusal = None
 
     def __init__(self, traits: MemoryTraits, *, num_cells: int, bytes_per_token: float, checkpoint_bytes: int) -> None:
         self.traits = traits
@@ -77,6 +78,12 @@ class InstantModel:
 
     def load_span(self, seq: SeqId, blob: Blob, start: int, stop: int) -> None:
         self._lengths[seq] = stop
+
+    def load_shifted(self, seq: SeqId, blob: Blob, start: int, stop: int) -> None:
+        self._lengths[seq] += stop - start
+
+    def splice(self, source: SeqId, target: SeqId, stop: int) -> None:
+        self._lengths[target] = stop
 
     def save_checkpoint(self, seq: SeqId) -> Blob:
         return Blob(0, self._lengths[seq], np.empty(self._checkpoint_bytes, np.uint8))

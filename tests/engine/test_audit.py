@@ -10,7 +10,6 @@ from tests.engine.harness import Harness, words
 
 from kvstet.cache.tier import BlobKey
 from kvstet.cache.tree import Node
-from kvstet.engine.audit import Auditor
 from kvstet.engine.fake import ATTENTION, HYBRID, OPAQUE, RECURRENT, SWA
 from kvstet.types import Blob, MemoryTraits
 
@@ -22,10 +21,9 @@ class AuditedHarness(Harness):
     """Audits every token that is reused; collects what the operator is told."""
 
     def __init__(self, traits: MemoryTraits, *, share: float = 10.0, **options: int) -> None:
-        super().__init__(traits, **options)
+        super().__init__(traits, audit_share=share, **options)
         self.told: list[str] = []
-        engine = self.engine
-        engine.auditor = Auditor(self.model, self.cache, engine.live, share=share, on_bad=self.told.append)
+        self.engine.auditor._on_bad = self.told.append
 
     def idle(self) -> None:
         while self.engine.idle_step() is not None:

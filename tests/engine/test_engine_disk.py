@@ -10,8 +10,8 @@ from tests.cache.shelf import memory_folder
 from tests.engine.harness import Harness, words
 
 from kvstet.cache.disk import blobfile
-from kvstet.engine.engine import WRITING_SECONDS
 from kvstet.engine.fake import ATTENTION, HYBRID, OPAQUE, RECURRENT, SWA
+from kvstet.engine.idle import WRITING_SECONDS
 from kvstet.types import MemoryTraits
 
 ALL_KINDS = pytest.mark.parametrize("traits", [ATTENTION, SWA, HYBRID, RECURRENT, OPAQUE], ids=lambda t: t.kind)

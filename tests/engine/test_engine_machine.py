@@ -201,6 +201,7 @@ rooms = st.fixed_dictionaries(
         "prefill_chunk": st.sampled_from([5, 20, 64]),
         "max_batch": st.sampled_from([3, 16, 64]),
         "queue_size": st.sampled_from([2, 8]),
+        "anticipate_share": st.sampled_from([0.0, 10.0]),
     }
 )
 disks = st.fixed_dictionaries(
@@ -285,6 +286,21 @@ class EngineMachine(RuleBasedStateMachine):
     def cancel(self, pick: int) -> None:
         self.h.engine.cancel(RequestId(self.picked(self.h.lives(), pick)))
 
+    @precondition(lambda self: self.h.conversations)
+    @rule(pick=picks, where=picks, size=sizes)
+    def expect_something(self, pick: int, where: int, size: int) -> None:
+        """Right or wrong: what comes of it is up to the other rules."""
+        talk = self.talk(pick)
+        guess = talk.upto(1 + where % len(talk.tokens)).add(self.words(size))
+        self.h.anticipate([*guess.tokens], cuts=guess.cuts)
+
+    @precondition(lambda self: self.h.conversations and self.h.engine.is_idle)
+    @rule(pick=picks, size=sizes)
+    def ask_only_what_it_would_cost(self, pick: int, size: int) -> None:
+        talk = self.talk(pick).add(self.words(size))
+        if len(talk.tokens) <= self.h.model.max_length:
+            self.h.appraise([*talk.tokens])
+
     # What the machine does
 
     @rule(times=st.integers(1, 12))
@@ -302,7 +318,8 @@ class EngineMachine(RuleBasedStateMachine):
             self.idle_step()
 
     def idle_step(self) -> None:
-        self.h.engine.idle_step()
+        if self.h.engine.is_idle:
+            self.h.engine.idle_step()
         self.h.wait_for_disk()
 
     @precondition(lambda self: self.h.tier.keys)
@@ -348,10 +365,11 @@ class EngineMachine(RuleBasedStateMachine):
         reuses = [event.reuse for events in h.events.values() for event in events if isinstance(event, Started)]
         num_replied = sum(len(h.reply(name)) for name in h.prompts)
         stats = h.engine.stats()
-        assert stats.num_computed_tokens + stats.num_generated_tokens >= h.model.num_decoded_tokens
+        num_decoded = h.model.num_decoded_tokens - stats.num_predicted_tokens
+        assert stats.num_computed_tokens + stats.num_generated_tokens >= num_decoded
         assert stats.num_generated_tokens >= num_replied
         if stats.num_preemptions == 0:
-            assert h.model.num_decoded_tokens <= sum(reuse.num_computed_tokens for reuse in reuses) + num_replied
+            assert num_decoded <= sum(reuse.num_computed_tokens for reuse in reuses) + num_replied
 
     # Inside
 

@@ -12,8 +12,9 @@ from kvstet.config import ModelOptions
 from kvstet.engine.model import Batch
 from kvstet.errors import ModelLoadError, OutOfCells, OutOfMemory, SnapshotMismatch
 from kvstet.llama import state
-from kvstet.llama.context import Context, memory_traits
+from kvstet.llama.context import Context
 from kvstet.llama.library import log
+from kvstet.llama.memory import memory_traits
 from kvstet.llama.model import Model
 from kvstet.llama.parameters import num_slots
 from kvstet.types import Blob, MemoryTraits, SeqId, Tokens
@@ -193,7 +194,7 @@ def test_how_many_requests_at_a_time_depends_on_the_kind_of_memory(
 ):
     path = toy_path(name)
     with Model.load(ModelOptions(path)) as model:
-        traits: MemoryTraits = memory_traits(model)
+        traits: MemoryTraits = memory_traits(model, ModelOptions(path))
         assert num_slots(ModelOptions(path, parallel=limit), traits) <= 256
         for wrong in (0, limit + 1):
             with pytest.raises(ModelLoadError, match=f"between 1 and {limit} .* not {wrong}"):

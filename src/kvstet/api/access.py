@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, cast
 import msgspec
 from msgspec import Meta, Struct
 
-from kvstet.config import ApiKey
+from kvstet.config import ApiKey, Fidelity
 from kvstet.errors import KvstetError
 
 logger = logging.getLogger("kvstet.api")
@@ -31,7 +31,7 @@ _MINUTE_SECONDS = 60.0
 _BUSY_SECONDS = 1.0
 """When to try again while others of the key's requests run: nobody knows when the first of them ends."""
 
-_FORM = 'write [keys.NAME], and under it key = "...", and, if wanted, max_concurrent and requests_per_minute'
+_FORM = 'write [keys.NAME], and under it key = "...", and, if wanted, max_concurrent, requests_per_minute and fidelity'
 
 
 class BadAccess(KvstetError):
@@ -59,6 +59,10 @@ class Account:
 
     def __repr__(self) -> str:
         return f"Account({self._key!r}, num_running={self._num_running})"
+
+    @property
+    def key(self) -> ApiKey:
+        return self._key
 
     @property
     def name(self) -> str:
@@ -173,6 +177,7 @@ class _KeyTable(Struct, forbid_unknown_fields=True):
     key: str
     max_concurrent: Annotated[int, Meta(ge=1)] | None = None
     requests_per_minute: Annotated[int, Meta(ge=1)] | None = None
+    fidelity: Fidelity | None = None
 
 
 def _tables(path: Path) -> Mapping[str, object]:
@@ -204,7 +209,8 @@ def _key_of(name: str, table: object, path: Path) -> ApiKey:
         raise BadAccess(f"The key file {path} has a key whose name cannot be printed: {name!r}.")
     try:
         fields = msgspec.convert(table, _KeyTable)
-        return ApiKey(name, _usable(fields.key), fields.max_concurrent, fields.requests_per_minute)
+        limits = fields.max_concurrent, fields.requests_per_minute
+        return ApiKey(name, _usable(fields.key), *limits, fidelity=fields.fidelity)
     except (msgspec.ValidationError, BadAccess) as error:
         raise BadAccess(f"The key file {path}, [keys.{name}]: {str(error).rstrip('.')}.") from None
 

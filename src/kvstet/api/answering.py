@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Coroutine
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from kvstet.api.body import in_worker
 from kvstet.api.envelopes import ErrorAnswer, json_response
 from kvstet.api.exchange import exchange_of
 from kvstet.api.generation import Generation
 from kvstet.api.hangup import until_hangup
 from kvstet.api.job import Job
-from kvstet.api.metrics import Metrics
-from kvstet.api.ports import Served
+from kvstet.api.ports import Served, Services
+from kvstet.api.sessions import Sender, Visit, session_of
 from kvstet.api.sse import COMMENT, EVENTS, EventStream
 
 
@@ -22,7 +25,7 @@ async def answer(
     request: Request,
     job: Job,
     served: Served,
-    metrics: Metrics,
+    services: Services,
     *,
     stream: Callable[[Generation], AsyncGenerator[bytes, None]],
     whole: Callable[[Generation], Coroutine[Any, Any, object]],
@@ -35,7 +38,13 @@ async def answer(
     ``encode_error``, ``content_type`` and ``ping`` are the stream's, see `EventStream`.
     """
     exchange = exchange_of(request)
-    generation = job.start(served, on_first_token=lambda: metrics.observe_first_token(exchange.seconds))
+    services.metrics.observe_substitutions(each.name for prompt in job.prompts for each in prompt.substitutions)
+    visit = await _visit(request, job, services)
+    if served.foresight is not None and visit is not None and visit.place.before is not None:
+        served.foresight.learn(visit.place.before, visit.snapshot)
+    generation = job.start(
+        served, on_first_token=lambda: services.metrics.observe_first_token(exchange.seconds), visit=visit
+    )
     if job.terms.is_streamed:
         return EventStream(
             stream(generation),
@@ -44,3 +53,15 @@ async def answer(
             ping=ping,
         )
     return json_response(await until_hangup(request.receive, whole(generation)))
+
+
+async def _visit(request: Request, job: Job, services: Services) -> Visit | None:
+    """Which conversation it is of; None where it is of none."""
+    if job.snapshot is None:
+        return None
+    sender = getattr(request.state, "sender", Sender())
+    snapshot = replace(job.snapshot, session=session_of(request.headers.items(), sender))
+    num_bytes = sum(prompt.tokens.nbytes for prompt in job.prompts)
+    return await in_worker(
+        num_bytes, partial(services.sessions.visit, exchange_of(request).id, snapshot, job.terms.wishes)
+    )

@@ -16,18 +16,23 @@ from starlette.routing import Route
 from kvstet import __version__
 from kvstet.api import ports
 from kvstet.api.access import Access
+from kvstet.api.anthropic import endpoints as anthropic
 from kvstet.api.anthropic.endpoints import Messages
 from kvstet.api.envelopes import ErrorAnswer, json_response
 from kvstet.api.exchange import ExchangeMiddleware, answer_error
 from kvstet.api.guards import HostGuard, KeyGuard, PageGuard, cors
 from kvstet.api.metrics import Metrics
 from kvstet.api.models import ModelEndpoint
+from kvstet.api.ollama import endpoints as ollama
 from kvstet.api.ollama.endpoints import Replies
 from kvstet.api.ollama.models import REFUSED, ModelLibrary
+from kvstet.api.openai import endpoints as openai
 from kvstet.api.openai.endpoints import Completions
 from kvstet.api.openai.inspection import Inspection
+from kvstet.api.planning import Planning, Understand
 from kvstet.api.ports import Services
 from kvstet.api.responses.endpoints import Responses
+from kvstet.api.substitutions import Substitutions
 from kvstet.config import ServerOptions
 from kvstet.errors import KvstetError
 
@@ -38,6 +43,13 @@ _LOADING = ErrorAnswer(
     "engine_not_ready",
     retry_after_seconds=1.0,
 )
+
+_DIALECTS: dict[str, Understand] = {
+    "chat": openai.understand_chat,
+    "completions": openai.understand_text,
+    "messages": anthropic.understand,
+    "ollama": ollama.understand_chat,
+}
 
 Endpoint = Callable[[Request], Awaitable[Response]] | ModelEndpoint
 
@@ -66,6 +78,7 @@ def _routes(services: Services) -> list[Route]:
     messages, responses = Messages(services), Responses(services)
     of_model = partial(ModelEndpoint, services)
     replies, library = Replies(services), ModelLibrary(services)
+    planning = Planning(services, {**_DIALECTS, "responses": responses.understand})
     return [
         Route("/", status.index),
         *_both("/health", "GET", status.health),
@@ -87,6 +100,9 @@ def _routes(services: Services) -> list[Route]:
         Route("/api/show", library.show, methods=["POST"]),
         Route("/api/version", library.version),
         *(Route(path, library.refuse, methods=["POST", "DELETE"]) for path in REFUSED),
+        Route("/v1/kvstet/plan", of_model(planning.plan), methods=["POST"]),
+        Route("/v1/kvstet/sessions", services.sessions.list),
+        Route("/v1/kvstet/substitutions", Substitutions(services).list),
         Route("/props", inspection.props),
         Route("/slots", inspection.slots),
         Route("/tokenize", of_model(inspection.tokenize), methods=["POST"]),

@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 from kvstet.api.decoding import TextStream, TokenText
 from kvstet.api.feed import Arrival, Feed
 from kvstet.api.ports import ReplyParser
+from kvstet.api.sessions import Visit
 from kvstet.chat.deltas import Delta, ParsedReply, message_of
 from kvstet.engine.client import EngineClient
 from kvstet.engine.messages import Event, Finished, Generate, Started, Token
@@ -48,6 +49,8 @@ class Account:
     compute_seconds: float
     decode_seconds: float
     num_new_tokens: int
+    exact_because: str | None = None
+    """Why nothing was approximated though it was allowed and would have helped."""
 
 
 class Reply:
@@ -58,7 +61,7 @@ class Reply:
         choice: int,
         new_text: Callable[[], TextStream],
         new_parser: Callable[[], ReplyParser],
-        on_end: OnEnd | None = None,
+        on_ends: Sequence[OnEnd] = (),
     ) -> None:
         self.end: EndReason | None = None
         self.tokens: list[int] = []
@@ -68,9 +71,9 @@ class Reply:
         self._text = new_text()
         self._new_parser = new_parser
         self._parser = new_parser()
-        self._on_end = on_end
+        self._on_ends = on_ends
         self._deltas: list[Delta] = []
-        """Kept for ``on_end``."""
+        """Kept for ``on_ends``."""
         self._is_anew = False
         self._started: Started | None = None
         self._finished: Finished | None = None
@@ -110,10 +113,10 @@ class Reply:
         deltas = self._parser.feed(news.text) if news.text else []
         if self.end is not None:
             deltas += self._parser.flush()
-        if self._on_end is not None:
+        if self._on_ends:
             self._deltas += deltas
             if self._finished is not None:
-                self._on_end(self.tokens, message_of(self._deltas), has_ended=self._finished.reason == "stop")
+                self._note_end(has_ended=self._finished.reason == "stop")
         is_anew, self._is_anew = self._is_anew, False
         return Piece(self._choice, tuple(deltas), news.tokens, self.end, self._text.stop_string, is_anew)
 
@@ -130,7 +133,13 @@ class Reply:
             finished.compute_seconds if finished else self._first_at - self._started_at,
             finished.decode_seconds if finished else self._last_at - self._first_at,
             finished.num_new_tokens if finished else len(self.tokens),
+            started.exact_because,
         )
+
+    def _note_end(self, *, has_ended: bool) -> None:
+        reply = message_of(self._deltas)
+        for on_end in self._on_ends:
+            on_end(self.tokens, reply, has_ended=has_ended)
 
     def _begin_anew(self) -> None:
         """The engine runs the request again, after a crash."""
@@ -160,11 +169,15 @@ class Generation:
         *,
         on_first_token: Callable[[], None],
         on_end: OnEnd | None = None,
+        visit: Visit | None = None,
     ) -> None:
         """``on_end`` gets each reply that came to its end, unless a stop string cut it short."""
+        self.visit = visit
+        """None for bare text."""
         self._engine = engine
         self._requests = requests
-        self._replies = [Reply(choice, new_text, new_parser, on_end) for choice in range(len(requests))]
+        on_ends = [each for each in (on_end, visit and visit.reply) if each is not None]
+        self._replies = [Reply(choice, new_text, new_parser, on_ends) for choice in range(len(requests))]
         self._on_first_token = on_first_token
         self._has_tokens = False
 

@@ -171,7 +171,9 @@ class KeyGuard:
         account = self._access.account_of(_sent_keys(scope))
         if account is None:
             await _NO_KEY.response(scope["path"], {"www-authenticate": "Bearer"})(scope, receive, send)
-        elif scope["method"] == "POST":
+            return
+        scope["state"]["api_key"] = account.key
+        if scope["method"] == "POST":
             await self._serve(account, scope, receive, send)
         else:
             await self._app(scope, receive, send)

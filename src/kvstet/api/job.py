@@ -9,13 +9,19 @@ from functools import partial
 from typing import Any
 
 from kvstet.api.decoding import TextStream
+from kvstet.api.equivalent import Room, equivalent_prompt
 from kvstet.api.generation import Generation, OnEnd
 from kvstet.api.ports import Message, Renderer, ReplyParser, Served
+from kvstet.api.sessions import Visit
+from kvstet.api.wishes import EXACTLY, Wishes
+from kvstet.chat.deltas import ParsedReply
 from kvstet.chat.plain import PlainParser
 from kvstet.chat.reply.grammar import ANY_CALL, CallDemand
+from kvstet.context.equivalent import Equivalence
+from kvstet.edits.snapshot import Snapshot, snapshot_of
 from kvstet.engine.messages import Generate
 from kvstet.errors import ContextOverflow, GrammarError, InvalidRequest, TemplateError
-from kvstet.types import DEFAULT_SAMPLING, Prompt, RequestId, Sampling
+from kvstet.types import DEFAULT_SAMPLING, Fidelity, Prompt, RequestId, Sampling
 
 logger = logging.getLogger("kvstet.api")
 
@@ -37,6 +43,12 @@ class Terms:
     ignores_eos: bool = False
     uses_cache: bool = True
     is_streamed: bool = False
+    wishes: Wishes = EXACTLY
+
+    @property
+    def fidelity(self) -> Fidelity:
+        """The least that the request is content with."""
+        return self.wishes.fidelity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +80,10 @@ class Job:
     new_text: Callable[[], TextStream]
     new_parser: Callable[[], ReplyParser]
     on_end: OnEnd | None = None
+    snapshot: Snapshot | None = None
+    """Of the conversation as it was sent; None for bare text."""
 
-    def start(self, served: Served, *, on_first_token: Callable[[], None]) -> Generation:
+    def start(self, served: Served, *, on_first_token: Callable[[], None], visit: Visit | None = None) -> Generation:
         """Nothing is asked of the engine before the first piece is awaited."""
         return Generation(
             served.engine,
@@ -78,12 +92,15 @@ class Job:
             self.new_parser,
             on_first_token=on_first_token,
             on_end=self.on_end,
+            visit=visit,
         )
 
 
 def chat_job(served: Served, id: str, conversation: Conversation, terms: Terms, *, prompt_field: str) -> Job:
     """Raises a RequestError for what could not be served; ``prompt_field`` is where the messages came from."""
-    prompt = render(served.renderer, conversation)
+    variables = dict(conversation.variables)
+    sent = snapshot_of(conversation.messages, conversation.tools, model=served.names[0], settings=variables)
+    prompt = _prompt_of(served, conversation, terms, served.equivalence)
     tools = [*conversation.tools, *conversation.deferred_tools] if conversation.calls_tools else []
     terms = _held_to_tools(served, prompt, tools, conversation.demand, terms)
     job = _make_job(
@@ -95,7 +112,42 @@ def chat_job(served: Served, id: str, conversation: Conversation, terms: Terms, 
         new_text=partial(TextStream, served.tokenizer, terms.stops, served.renderer.shown_tokens),
         new_parser=partial(served.renderer.parser, prompt, tools),
     )
-    return replace(job, on_end=partial(served.renderer.remember, prompt) if terms.uses_cache else None)
+    on_end = _on_end(served, conversation, prompt, terms) if terms.uses_cache else None
+    return replace(job, on_end=on_end, snapshot=sent.with_prompt(prompt))
+
+
+def _prompt_of(served: Served, conversation: Conversation, terms: Terms, equivalence: Equivalence) -> Prompt:
+    """At the fidelity that is wanted. ``equivalence`` learns from it."""
+    wishes = terms.wishes
+    if wishes.redacts:
+        equivalence.forget(conversation.messages, owner=wishes.owner)
+        served.renderer.forget_reasoning(conversation.messages, tools=conversation.tools, owner=wishes.owner)
+    if not wishes.substitutes:
+        return replace(render(served.renderer, conversation), owner=wishes.owner)
+
+    def render_as(messages: list[Message], tools: list[dict[str, Any]], reasoning_of: str | None) -> Prompt:
+        said = replace(conversation, messages=messages, tools=tools)
+        return render(served.renderer, said, reasoning_of=reasoning_of)
+
+    room = Room(served.engine.info.context_length, terms.max_new_tokens)
+    return equivalent_prompt(
+        conversation.messages, conversation.tools, wishes, room, render=render_as, equivalence=equivalence
+    )
+
+
+def _on_end(served: Served, conversation: Conversation, prompt: Prompt, terms: Terms) -> OnEnd:
+    def render_next(messages: list[Message]) -> Prompt:
+        following = replace(conversation, messages=messages, adds_generation_prompt=True)
+        wishes = replace(terms.wishes, redacts=False)
+        return _prompt_of(served, following, replace(terms, wishes=wishes), served.equivalence.draft())
+
+    def note(tokens: Sequence[int], reply: ParsedReply, *, has_ended: bool) -> None:
+        served.renderer.remember(prompt, tokens, reply, has_ended=has_ended)
+        if served.foresight is not None:
+            tool_names = frozenset(str(tool.get("function", {}).get("name")) for tool in conversation.tools)
+            served.foresight.expect(render_next, conversation.messages, tool_names, reply)
+
+    return note
 
 
 def text_job(served: Served, id: str, prompts: Sequence[Prompt], terms: Terms, *, prompt_field: str) -> Job:
@@ -104,14 +156,15 @@ def text_job(served: Served, id: str, prompts: Sequence[Prompt], terms: Terms, *
     return _make_job(served, id, prompts, terms, prompt_field=prompt_field, new_text=new_text, new_parser=PlainParser)
 
 
-def render(renderer: Renderer, conversation: Conversation) -> Prompt:
-    """The conversation in the model's template."""
+def render(renderer: Renderer, conversation: Conversation, *, reasoning_of: str | None = None) -> Prompt:
+    """The conversation in the model's template; ``reasoning_of`` as in `Renderer.render`."""
     try:
         return renderer.render(
             conversation.messages,
             tools=conversation.tools,
             add_generation_prompt=conversation.adds_generation_prompt,
             extra=conversation.variables,
+            reasoning_of=reasoning_of,
         )
     except RecursionError:
         raise TemplateError("The messages or tools are nested too deeply.", param="messages") from None
@@ -175,6 +228,8 @@ def _request(id: str, prompt: Prompt, choice: int, terms: Terms) -> Generate:
         terms.uses_cache,
         cut_kinds=prompt.cut_kinds,
         is_streamed=terms.is_streamed,
+        # A tail that is moved has read what was taken out.
+        fidelity="exact" if terms.wishes.redacts else terms.fidelity,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter as PlainCounter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
@@ -11,6 +12,7 @@ from prometheus_client.registry import Collector
 
 from kvstet.engine.client import EngineClient
 from kvstet.engine.messages import Stats
+from kvstet.types import SubstitutionName
 
 Outcome = Literal["ok", "client_error", "server_error", "disconnected"]
 Admission = Literal["admitted", "concurrency", "rate"]
@@ -41,6 +43,9 @@ _COUNTERS = {
     "num_evicted_blobs": ("kvstet_evicted_blobs", "Saved states dropped for want of room."),
     "num_preemptions": ("kvstet_preemptions", "Requests set back to waiting for want of live cells."),
     "num_written_bytes": ("kvstet_disk_written_bytes", "Written to the cache folder."),
+    "num_predicted_tokens": ("kvstet_predicted_tokens", "Tokens computed while idle, before anyone asked."),
+    "num_predicted_tokens_used": ("kvstet_predicted_tokens_used", "Of the predicted tokens, asked for later."),
+    "num_predicted_tokens_wasted": ("kvstet_predicted_tokens_wasted", "Of the predicted tokens, given up."),
     "num_damaged_blobs": ("kvstet_damaged_blobs", "Saved states found lost or damaged on disk, and given up."),
 }
 _SOURCES = ("reused", "loaded", "shifted", "computed")
@@ -71,6 +76,14 @@ class Metrics:
             buckets=_SECONDS,
             registry=self._registry,
         )
+        self._substitutions = Counter(
+            "kvstet_substitutions",
+            "Requests of which something was substituted, by what it was.",
+            ["name"],
+            registry=self._registry,
+        )
+        self.num_substituted: PlainCounter[SubstitutionName] = PlainCounter()
+        """The same, to be read."""
         self._registry.register(_EngineCollector(engines))
 
     def observe_request(self, route: str, outcome: Outcome, seconds: float) -> None:
@@ -82,6 +95,12 @@ class Metrics:
 
     def observe_first_token(self, seconds: float) -> None:
         self._first_token_seconds.observe(seconds)
+
+    def observe_substitutions(self, names: Iterable[SubstitutionName]) -> None:
+        """Of one request."""
+        for name in set(names):
+            self._substitutions.labels(name).inc()
+            self.num_substituted[name] += 1
 
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from typing import cast
 
-from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -14,12 +14,15 @@ from starlette.types import Receive, Scope, Send
 from kvstet.api.body import decode, in_worker, read_body
 from kvstet.api.hangup import until_hangup
 from kvstet.api.ports import ModelStatus, Served, Services
+from kvstet.api.sessions import Sender
+from kvstet.api.wishes import read_wishes
+from kvstet.config import ApiKey
 
 Answering = Callable[[Request, bytes, Served], Awaitable[Response]]
 """A request, its body and its model -> the answer."""
 
 
-class _Named(Struct):
+class _Named(Sender):
     """What is read of a body before it is known who understands it."""
 
     model: str | None = None
@@ -39,6 +42,9 @@ class ModelEndpoint:
         request = Request(scope, receive, send)
         body = await read_body(request, self._services.options.max_body_bytes)
         named = await in_worker(len(body), partial(decode, body, _Named))
+        request.state.sender = named
+        key = cast("ApiKey | None", getattr(request.state, "api_key", None))
+        request.state.wishes = read_wishes(request.headers, key, self._services.options)
         async with AsyncExitStack() as stack:
             # It may have to be loaded first.
             using = stack.enter_async_context(self._services.models.use(named.model))

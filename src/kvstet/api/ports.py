@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from kvstet.api.foresight import Foresight
 from kvstet.api.metrics import Metrics
+from kvstet.api.sessions import Sessions
 from kvstet.chat.deltas import Delta, ParsedReply
 from kvstet.chat.reply.grammar import CallDemand, CallGrammar, SchemaRules
 from kvstet.config import ServerOptions
+from kvstet.context.equivalent import Equivalence
 from kvstet.engine.client import EngineClient
 from kvstet.engine.messages import ModelInfo
 from kvstet.types import Prompt, Tokenizer
@@ -54,8 +57,14 @@ class Renderer(Protocol):
         tools: list[dict[str, Any]] | None,
         add_generation_prompt: bool = True,
         extra: Mapping[str, Any],
+        reasoning_of: str | None = None,
     ) -> Prompt:
-        """The conversation in the model's template. TemplateError where the template raises on it."""
+        """The conversation in the model's template; with reasoning that was left out of replies to the API key
+        ``reasoning_of``. TemplateError where the template raises on it."""
+        ...
+
+    def forget_reasoning(self, messages: list[Message], *, tools: list[dict[str, Any]] | None, owner: str) -> None:
+        """Reasoning of these replies to an API key does not come back. Raises InvalidRequest."""
         ...
 
     def raw(self, text: str) -> Prompt:
@@ -89,6 +98,10 @@ class Served:
     given_name: str | None = None
     """None: it is called what its file says."""
     aliases: tuple[str, ...] = ()
+    foresight: Foresight | None = None
+    """None: nothing is computed ahead."""
+    equivalence: Equivalence = field(default_factory=Equivalence)
+    """What is remembered of conversations, for those that want to go on as they began."""
 
     @property
     def names(self) -> Sequence[str]:
@@ -144,6 +157,7 @@ class Services:
     models: Models
     options: ServerOptions
     metrics: Metrics
+    sessions: Sessions = field(default_factory=Sessions)
 
     @property
     def model_names(self) -> Sequence[str]:

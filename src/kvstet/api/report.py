@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from kvstet.api.generation import Generation
+from kvstet.api.generation import Account, Generation
 from kvstet.api.job import Job
+from kvstet.api.sessions import Visit, edit_as_json
 from kvstet.edits.verdict import Verdict, refused, verdict
 from kvstet.types import Fidelity, Prompt, Reuse
 
@@ -27,10 +28,15 @@ class Report:
     """Of the first prompt."""
     prompt: Prompt
     """The first."""
+    exact_because: str | None = None
+    """See `kvstet.engine.messages.Started`; of the first prompt."""
 
     @property
     def fidelity(self) -> Fidelity:
-        return "approximate" if self.reuse.num_shifted_tokens else "exact"
+        """What was really done."""
+        if self.reuse.num_shifted_tokens:
+            return "approximate"
+        return "equivalent" if self.prompt.substitutions else "exact"
 
     @property
     def usage(self) -> dict[str, Any]:
@@ -65,14 +71,24 @@ class Report:
             "compute_seconds": self.compute_seconds,
             "decode_seconds": self.decode_seconds,
             "fidelity": self.fidelity,
+            **({"exact_because": self.exact_because} if self.exact_because else {}),
             "echoed": self.prompt.num_echoed_messages,
             "masked": list(self.prompt.masked),
+            "substitutions": [asdict(substitution) for substitution in self.prompt.substitutions],
             "verdict": self.verdict.sentence,
+            "edits": [edit_as_json(edit) for edit in self.verdict.edits],
         }
 
 
 def report_of(job: Job, generation: Generation) -> Report:
-    """What a job's generation, which is over, has cost."""
+    """What a job's generation, which is over, has cost; noted among the latest sessions, so ask for it once."""
+    report = _report(job, generation)
+    if generation.visit is not None:
+        generation.visit.close(report)
+    return report
+
+
+def _report(job: Job, generation: Generation) -> Report:
     terms = job.terms
     leads = generation.accounts[:: terms.num_choices]
     prompt = job.prompts[0]
@@ -83,9 +99,16 @@ def report_of(job: Job, generation: Generation) -> Report:
         compute_seconds=sum(lead.compute_seconds for lead in leads),
         decode_seconds=max(account.decode_seconds for account in generation.accounts),
         num_new_tokens=sum(account.num_new_tokens for account in generation.accounts),
-        verdict=verdict(leads[0].reuse, prompt.spans) if terms.uses_cache else refused(leads[0].reuse),
+        verdict=_verdict(leads[0], prompt, generation.visit) if terms.uses_cache else refused(leads[0].reuse),
         prompt=prompt,
+        exact_because=leads[0].exact_because,
     )
+
+
+def _verdict(lead: Account, prompt: Prompt, visit: Visit | None) -> Verdict:
+    if visit is None:
+        return verdict(lead.reuse, prompt.spans)
+    return visit.verdict(lead.reuse, lead.compute_seconds)
 
 
 def _total(parts: Sequence[Reuse]) -> Reuse:

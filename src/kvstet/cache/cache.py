@@ -61,6 +61,8 @@ class Cache:
         self.policy = policy or Policy(traits)
         self.archive = Archive(self.tree, self.policy, tier, disk, clock=clock, unix_clock=unix_clock) if disk else None
         self.branches: set[Branch] = set()
+        self.astray: set[Branch] = set()
+        """Live sequences whose state is not that of any path: the tree knows nothing of them, only of their cells."""
         self.num_evicted_blobs = 0
         self.num_quarantined_nodes = 0
         self._quarantined: set[bytes] = set(disk.quarantined) if disk else set()
@@ -82,14 +84,25 @@ class Cache:
         """`plan` for the tokens that end where a node does, without reading them again."""
         return plan(self._sound(Match.to(node)), node.stop, self.traits, self.policy.rates)
 
+    def appraise(self, tokens: Tokens) -> Plan:
+        """`plan`, as it would be for a request that came now."""
+        if self.archive:
+            self.archive.sync()
+        return self.plan(tokens)
+
     def plan_cold(self, tokens: Tokens) -> Plan:
         """The plan that uses nothing."""
         return Plan(self.tree.match(tokens), 0)
 
     @property
+    def live(self) -> set[Branch]:
+        """All live sequences."""
+        return self.branches | self.astray
+
+    @property
     def num_live_cells(self) -> int:
         """Cells the live branches take; a shared prefix counts once."""
-        return cells.num_cells(self.branches)
+        return cells.num_cells(self.live)
 
     def num_cells(self, branches: Iterable[Branch]) -> int:
         """Cells that these branches take; a shared prefix counts once."""
@@ -97,7 +110,7 @@ class Cache:
 
     def num_own_cells(self) -> dict[Branch, int]:
         """For each branch, the cells that would be free without it."""
-        return cells.num_own_cells(self.branches)
+        return cells.num_own_cells(self.live)
 
     # Growing
 
@@ -134,6 +147,12 @@ class Cache:
             step.branches.add(branch)
         return branch
 
+    def stray(self, seq: SeqId, source: Branch, stop: int) -> Branch:
+        """A sequence shares the first tokens of a live branch, and what follows is no state of its path."""
+        branch = Branch(seq, source.node, stop, CellRun(stop), source.cells(stop))
+        self.astray.add(branch)
+        return branch
+
     def reopen(self, branch: Branch, node: Node) -> None:
         """A parked branch runs on, to ``node`` below its own."""
         branch.is_running = True
@@ -161,9 +180,10 @@ class Cache:
         # Whoever waits for it must not wait for ever.
         branch.is_running = False
         self.branches.discard(branch)
+        self.astray.discard(branch)
         for step in branch.node.path():
             step.branches.discard(branch)
-        cells.join_runs(self.branches)
+        cells.join_runs(self.live)
 
     def forget_path(self, node: Node) -> None:
         """Remove a node whose tokens were never computed, and those above it that only led there."""

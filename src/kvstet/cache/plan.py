@@ -67,6 +67,11 @@ class Plan:
     def num_loaded_tokens(self) -> int:
         return self.resume - self.num_reused_tokens
 
+    def load_seconds(self, rates: Rates) -> float:
+        """What all its loads will take."""
+        checkpoint = (Load(self.checkpoint, 0, self.resume),) if self.checkpoint else ()
+        return float(_load_seconds((*self.loads, *checkpoint), rates).sum())
+
     @property
     def num_cells_to_load(self) -> int:
         """Live cells that the loads take at their most, beside what is reused: a blob comes whole, and is cut then."""
@@ -94,8 +99,7 @@ def _worthwhile(made: Plan, rates: Rates, traits: MemoryTraits) -> Plan:
     if made.checkpoint is not None:
         # All or nothing: the spans are of no use without the checkpoint.
         other = _without_loads(made)
-        seconds = _load_seconds((*made.loads, Load(made.checkpoint, 0, made.resume)), rates).sum()
-        return made if seconds < rates.compute_seconds(other.resume, made.resume) else other
+        return made if made.load_seconds(rates) < rates.compute_seconds(other.resume, made.resume) else other
     if traits.has_checkpoints:
         return made
     loads = made.loads[: _num_worthwhile(made.loads, rates)]

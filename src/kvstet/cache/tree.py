@@ -202,7 +202,7 @@ class Tree:
         while length < num_tokens and (child := node.children.get(firsts[length])):
             path.append(child)
             if not data.startswith(child.data, length * TOKEN.itemsize):
-                length += _num_equal(child.tokens, tokens[length:])
+                length += num_equal(child.tokens, tokens[length:])
                 break
             node, length = child, child.stop
         return Match(tuple(path), length)
@@ -241,7 +241,7 @@ class Tree:
             child = parent.children.get(int.from_bytes(data[: TOKEN.itemsize], "little", signed=True))
             if child is None:
                 return self._grow(parent, np.frombuffer(data, TOKEN), now)
-            num_common = _num_equal(child.tokens, np.frombuffer(data, TOKEN))
+            num_common = num_equal(child.tokens, np.frombuffer(data, TOKEN))
             parent = self.cut(child, child.start + num_common)
             data = data[num_common * TOKEN.itemsize :]
         return parent
@@ -305,7 +305,7 @@ class Tree:
         return f"<Tree {self.num_nodes} nodes>"
 
 
-def _num_equal(a: Tokens, b: Tokens) -> int:
+def num_equal(a: Tokens, b: Tokens) -> int:
     """Length of the common prefix of two token arrays."""
     n = min(len(a), len(b))
     differs = a[:n] != b[:n]

@@ -87,6 +87,11 @@ class Ledger:
             newest = self._db.execute("SELECT max(sequence) FROM replies").fetchone()[0]
             self._db.execute("DELETE FROM replies WHERE sequence <= ?", (newest - self._max_replies,))
 
+    def forget(self, meaning: bytes) -> None:
+        """No reply that means this is found again."""
+        with self._lock, self._tolerant():
+            self._db.execute("DELETE FROM replies WHERE model = ? AND meaning = ?", (self._model, meaning))
+
     def find(self, meaning: bytes) -> list[Said]:
         """Replies that mean this, the latest first."""
         query = (
@@ -142,17 +147,30 @@ def meaning_of(reply: ParsedReply) -> bytes:
     return _digest(reply.reasoning, reply.text, [(call.name, call.arguments) for call in reply.calls])
 
 
+def lean_meaning_of(reply: ParsedReply, owner: str) -> bytes:
+    """Digest of what a reply to this API key says, whatever it was reasoned before."""
+    return _lean_digest(owner, reply.text, [(call.name, call.arguments) for call in reply.calls])
+
+
+def lean_meanings_of_message(message: Message, defaults: Defaults, owner: str) -> tuple[bytes, ...]:
+    """As `meanings_of_message`, without the reasoning."""
+    return tuple(_lean_digest(owner, str(message["content"]), calls) for calls in _calls_of(message, defaults))
+
+
 def meanings_of_message(message: Message, defaults: Defaults) -> tuple[bytes, ...]:
     """Digests of what an assistant's message, normalised, says: as it stands, and without arguments that are defaults.
 
     A client may have written out what the model left to the tools' defaults.
     """
     reasoning, text = str(message.get("reasoning_content", "")), str(message["content"])
+    return tuple(_digest(reasoning, text, calls) for calls in _calls_of(message, defaults))
+
+
+def _calls_of(message: Message, defaults: Defaults) -> Sequence[Sequence[tuple[str, object]]]:
     calls = cast("Sequence[Mapping[str, Mapping[str, object]]]", message.get("tool_calls", ()))
     named = [(str(call["function"]["name"]), call["function"]["arguments"]) for call in calls]
     shorter = [(name, _without(arguments, defaults.get(name, {}))) for name, arguments in named]
-    meanings = (_digest(reasoning, text, named),)
-    return meanings if shorter == named else (*meanings, _digest(reasoning, text, shorter))
+    return (named,) if shorter == named else (named, shorter)
 
 
 def _without(arguments: object, defaults: Mapping[str, object]) -> object:
@@ -164,8 +182,19 @@ def _without(arguments: object, defaults: Mapping[str, object]) -> object:
 
 def _digest(reasoning: str, text: str, calls: Sequence[tuple[str, object]]) -> bytes:
     # Clients trim white space around what they keep.
-    meant = [reasoning.strip(), text.strip(), [(name, _canonical(arguments)) for name, arguments in calls]]
+    return _digest_of([reasoning.strip(), text.strip(), _canonical_calls(calls)])
+
+
+def _lean_digest(owner: str, text: str, calls: Sequence[tuple[str, object]]) -> bytes:
+    return _digest_of({"owner": owner, "text": text.strip(), "calls": _canonical_calls(calls)})
+
+
+def _digest_of(meant: object) -> bytes:
     return hashlib.blake2b(json.dumps(meant).encode(), digest_size=16).digest()
+
+
+def _canonical_calls(calls: Sequence[tuple[str, object]]) -> list[tuple[str, str]]:
+    return [(name, _canonical(arguments)) for name, arguments in calls]
 
 
 def _canonical(arguments: object) -> str:

@@ -14,7 +14,7 @@ from kvstet.chat.builtin import FALLBACK, builtin_template, knows_tools
 from kvstet.chat.deltas import ParsedReply
 from kvstet.chat.echo import Echoed, as_tokens, digest_of, echo
 from kvstet.chat.fit import Fitted, fit
-from kvstet.chat.ledger import Ledger, Said, meaning_of
+from kvstet.chat.ledger import Ledger, Said, lean_meaning_of, lean_meanings_of_message, meaning_of
 from kvstet.chat.lru import Lru
 from kvstet.chat.marks import Mark, Rendered
 from kvstet.chat.masks import mask
@@ -27,7 +27,7 @@ from kvstet.chat.template import ChatTemplate
 from kvstet.chat.tools import canonical, checked, defaults_of
 from kvstet.chat.traits import Traits, traits_of
 from kvstet.errors import InvalidRequest
-from kvstet.types import MessageSpan, Prompt, Tokenizer
+from kvstet.types import MessageSpan, Prompt, Substitution, Tokenizer
 
 _MAX_CONVERSATIONS = 4096
 _MAX_GRAMMARS = 64
@@ -103,6 +103,7 @@ class Renderer:
         add_generation_prompt: bool = True,
         conversation_started: datetime | None = None,
         extra: Mapping[str, object] | None = None,
+        reasoning_of: str | None = None,
     ) -> Prompt:
         """Prompt of a conversation in OpenAI's form, with one span per message and one for the generation prompt.
 
@@ -110,6 +111,8 @@ class Renderer:
         begin gives a single span without an index. ``conversation_started`` is what the template sees as the current
         time; None: when this conversation (its first system and user message) was rendered first, so that midnight does
         not change its prefix. ``extra`` are variables of the template (``enable_thinking``, ``reasoning_effort``).
+        With ``reasoning_of``, the model's replies to the API key of this name come back with the reasoning that the
+        client or the template has left out.
 
         InvalidRequest: a message that cannot be used. TemplateError: the template refused the conversation.
         """
@@ -125,7 +128,8 @@ class Renderer:
             now=conversation_started or self._start_of(clean),
             extra=extra,
         )
-        echoed = self._echoed(Rendered(_encodable(rendered.text), rendered.marks), fitted, clean, tools)
+        rendered = Rendered(_encodable(rendered.text), rendered.marks)
+        echoed = self._echoed(rendered, fitted, clean, tools, reasoning_of)
         text = "".join(part if isinstance(part, str) else part.text for part in echoed.parts)
         has_bos = bool(self._bos) and text.startswith(self._bos)
         hints = [mark.start for mark in echoed.marks]
@@ -138,16 +142,32 @@ class Renderer:
             num_echoed_messages=echoed.num_messages,
             masked=masked,
             breakpoints=tuple(_ends(marked_parts(messages), text, encoded)),
+            substitutions=tuple(
+                Substitution("reasoning", fitted.origins[index], "the reply stands with its reasoning")
+                for index in echoed.reasoned
+            ),
+            owner=reasoning_of or "",
         )
 
     def remember(self, prompt: Prompt, tokens: Sequence[int], reply: ParsedReply, *, has_ended: bool) -> None:
         """Keep what was generated for a prompt; ``has_ended``: its last token is the one that ended it."""
         if self._ledger is None or not prompt.opening:
             return
-        said, end = (tokens[:-1], self._segments.segment_of(as_tokens(tokens[-1:])).text) if has_ended else (tokens, "")
-        self._ledger.remember(
-            meaning_of(reply), Said(digest_of(prompt.text), prompt.opening, as_tokens(said), end or self._eos)
-        )
+        told, end = (tokens[:-1], self._segments.segment_of(as_tokens(tokens[-1:])).text) if has_ended else (tokens, "")
+        said = Said(digest_of(prompt.text), prompt.opening, as_tokens(told), end or self._eos)
+        self._ledger.remember(meaning_of(reply), said)
+        if reply.reasoning:
+            self._ledger.remember(lean_meaning_of(reply, prompt.owner), said)
+
+    def forget_reasoning(
+        self, messages: Sequence[Mapping[str, object]], *, tools: Sequence[Mapping[str, object]] | None, owner: str
+    ) -> None:
+        """Reasoning of these replies does not come back, unless it is sent. Raises InvalidRequest."""
+        defaults = defaults_of([checked(tool, f"tools[{index}]") for index, tool in enumerate(tools or ())])
+        if self._ledger is not None:
+            for message in (message for message in normalise(messages) if message["role"] == "assistant"):
+                for meaning in lean_meanings_of_message(message, defaults, owner):
+                    self._ledger.forget(meaning)
 
     def _echoed(
         self,
@@ -155,12 +175,13 @@ class Renderer:
         fitted: Fitted,
         messages: Sequence[Message],
         tools: Sequence[Mapping[str, object]],
+        reasoning_of: str | None,
     ) -> Echoed:
         if self._ledger is None or not rendered.marks:
             return Echoed([rendered.text], rendered.marks)
         pairs = zip(fitted.origins, fitted.alone, strict=True)
         sources = [messages[origin] if is_alone else None for origin, is_alone in pairs]
-        return echo(rendered, sources, defaults_of(tools), self._ledger, self._segments)
+        return echo(rendered, sources, defaults_of(tools), self._ledger, self._segments, reasoning_of=reasoning_of)
 
     def raw(self, text: str) -> Prompt:
         """Prompt of a bare text: one span, with the special tokens that the model wants around a text."""

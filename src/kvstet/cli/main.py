@@ -13,6 +13,7 @@ from kvstet import __version__
 from kvstet.cli.cache import app as cache
 from kvstet.cli.console import log_handler, stderr_console
 from kvstet.cli.demo import demo
+from kvstet.cli.explain import explain
 from kvstet.cli.launch import launch
 from kvstet.cli.serve import serve
 from kvstet.cli.verify import verify
@@ -30,6 +31,7 @@ app.command()(serve)
 app.command()(demo)
 app.command()(launch)
 app.command()(verify)
+app.command()(explain)
 app.add_typer(cache)
 
 errors = stderr_console()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import fields
@@ -17,6 +18,7 @@ from kvstet.api import create_app
 from kvstet.api import server as http
 from kvstet.api.access import gather_keys
 from kvstet.api.guards import host_name, origin
+from kvstet.api.sessions import VERDICTS
 from kvstet.cli.clients.client import KEY_VARIABLE
 from kvstet.cli.console import stderr_console
 from kvstet.cli.models.configuration import BadModels, Settings, Values, values_of
@@ -29,7 +31,9 @@ from kvstet.cli.startup import show_startup
 from kvstet.cli.watch import WatchedEngine, loading_bar
 from kvstet.config import (
     MIB,
+    Anticipation,
     EngineOptions,
+    Fidelity,
     FlashAttention,
     KvType,
     ModelOptions,
@@ -37,6 +41,7 @@ from kvstet.config import (
     ServedOptions,
     ServerOptions,
 )
+from kvstet.context.catalogue import names_of
 from kvstet.demo.model import demo_model_path
 
 console = stderr_console()
@@ -123,6 +128,13 @@ def serve(
     mask_billing: Annotated[
         bool, option("--mask-billing/--no-mask-billing", panel=SERVER, text="Hide Claude Code's billing header.")
     ] = True,
+    fidelity: Annotated[
+        Fidelity, option("--fidelity", panel=SERVER, text="What requests get that do not say what they want.")
+    ] = "exact",
+    no_substitute: Annotated[
+        list[str] | None,
+        option("--no-substitute", panel=SERVER, text="Never substitute this, at any fidelity; repeatable."),
+    ] = None,
     cache_ram: Annotated[
         int, option("-cram", "--cache-ram", panel=CACHE, text="RAM for saved state, MiB.", at_least=0)
     ] = 2048,
@@ -139,6 +151,14 @@ def serve(
     audit: Annotated[
         float, option("--audit", panel=CACHE, text="Part of reused tokens to prove while idle.", at_least=0, at_most=1)
     ] = 0.02,
+    anticipate: Annotated[
+        Anticipation,
+        option("--anticipate", panel=CACHE, text="Compute the next prompt while idle; auto: not on battery."),
+    ] = "auto",
+    anticipate_budget: Annotated[
+        float,
+        option("--anticipate-budget", panel=CACHE, text="Tokens ahead in vain, per token of requests.", at_least=0),
+    ] = 1.0,
     parallel: Annotated[
         int, option("-np", "--parallel", panel=CACHE, text="Requests decoded at a time.", at_least=1)
     ] = 8,
@@ -189,6 +209,9 @@ def serve(
     yarn_attn_factor: Annotated[float | None, option("--yarn-attn-factor", panel=MODEL, text="YaRN: scale.")] = None,
     yarn_beta_fast: Annotated[float | None, option("--yarn-beta-fast", panel=MODEL, text="YaRN: low.")] = None,
     yarn_beta_slow: Annotated[float | None, option("--yarn-beta-slow", panel=MODEL, text="YaRN: high.")] = None,
+    swa_full: Annotated[
+        bool, option("--swa-full", panel=MODEL, text="Keep all state of layers with a sliding window.")
+    ] = False,
     repack: Annotated[bool, option("--repack/--no-repack", panel=MODEL, text="Rearrange weights for the CPU.")] = True,
     mmap: Annotated[bool, option("--mmap/--no-mmap", panel=MODEL, text="Map the file into memory.")] = True,
     mlock: Annotated[bool, option("--mlock", panel=MODEL, text="Keep the model in RAM.")] = False,
@@ -246,6 +269,7 @@ def engine_options(values: Values) -> EngineOptions:
         cache_disk_bytes=values["cache_disk"] * MIB,
         cache_disk_write_bytes_per_hour=None if writes is None else writes * MIB,
         audit_share=values["audit"],
+        anticipate_share=values["anticipate_budget"] if values["anticipate"] == "auto" else 0.0,
         queue_size=values["queue"],
         prefill_chunk=values["prefill_chunk"],
         deadline_seconds=values["deadline"],
@@ -254,7 +278,7 @@ def engine_options(values: Values) -> EngineOptions:
 
 
 def server_options(values: Values) -> ServerOptions:
-    """Where and whom it serves. Raises BadAccess."""
+    """Where and whom it serves. Raises BadAccess and InvalidRequest."""
     return ServerOptions(
         host=values["host"],
         port=values["port"],
@@ -264,6 +288,8 @@ def server_options(values: Values) -> ServerOptions:
         max_body_bytes=values["max_body"] * MIB,
         echoes=values["exact_echo"],
         masks=values["mask_billing"],
+        fidelity=values["fidelity"],
+        no_substitute=tuple(sorted(names_of(values["no_substitute"] or (), param="--no-substitute"))),
     )
 
 
@@ -280,6 +306,7 @@ async def run(
     """
     if unload_after_seconds is None:
         unload_after_seconds = UNLOAD_SECONDS if len(models) > 1 else 0
+    logging.getLogger(VERDICTS).setLevel(logging.INFO)
     http.listen(server).close()  # A port that is taken is told now, and not after minutes of loading.
 
     async def load(options: ServedOptions) -> LoadedModel:

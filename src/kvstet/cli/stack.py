@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from kvstet.api.foresight import Foresight
 from kvstet.api.ports import Served
 from kvstet.cache.fingerprint import model_files
 from kvstet.chat import ledger
@@ -110,14 +111,16 @@ class LoadedModel:
             await supervisor.close()
             text.close()
             raise
+        engine = wrap(supervisor)
         served = Served(
-            wrap(supervisor),
+            engine,
             text.renderer,
             text.vocabulary.vocab,
             schema_grammar,
             schema_rules,
             options.name,
             options.aliases,
+            foresight=Foresight(engine.anticipate) if options.engine.anticipate_share > 0 else None,
         )
         return cls(served, text)
 

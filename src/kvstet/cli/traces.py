@@ -48,15 +48,19 @@ class _NoRequest(Exception):
 
 def read_trace(path: Path) -> Trace:
     """All of a file, which may be packed with xz. InvalidRequest: it cannot be read, or holds nothing to replay."""
-    try:
-        data = lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
-    except (OSError, lzma.LZMAError) as error:
-        raise InvalidRequest(f"Cannot read {path}: {error}") from error
-    trace = parse_trace(data)
+    trace = parse_trace(read_lines(path))
     if not trace.requests:
         reasons = "; ".join(f"{count} left out: {reason}" for reason, count in trace.skipped) or "it holds no requests"
         raise InvalidRequest(f"Nothing in {path} can be replayed ({reasons}).")
     return trace
+
+
+def read_lines(path: Path) -> bytes:
+    """A file's content, unpacked. InvalidRequest: it cannot be read."""
+    try:
+        return lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
+    except (OSError, lzma.LZMAError) as error:
+        raise InvalidRequest(f"Cannot read {path}: {error}") from error
 
 
 def parse_trace(data: bytes) -> Trace:

@@ -111,12 +111,17 @@ Message = Loading | Doing | Verified | Broken
 
 def run(job: Job, connection: Connection) -> None:
     """The process's main function; sends `Message`s, of which the last is Verified or Broken."""
+    send_result(lambda: verify(job, connection.send), connection)
+
+
+def send_result(work: Callable[[], object], connection: Connection) -> None:
+    """Do the work of the process, and send what came of it, or Broken."""
     # Ctrl-C goes to the whole process group, but the end is the command's to say.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     logging.getLogger("kvstet.llama").setLevel(logging.CRITICAL)
     try:
-        connection.send(verify(job, connection.send))
+        connection.send(work())
     except KvstetError as error:
         connection.send(Broken(error))
 

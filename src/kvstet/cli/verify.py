@@ -5,8 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections.abc import Callable
+from importlib.resources import files
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import typer
@@ -16,18 +18,31 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from kvstet.cli.console import stderr_console
-from kvstet.cli.serve import MODEL, option
+from kvstet.cli.drift_report import drift_json, show_drift
+from kvstet.cli.drift_report import plot as draw
+from kvstet.cli.drift_verification import DriftJob, DriftVerified, run_drift
+from kvstet.cli.selection import absolute
+from kvstet.cli.serve import CACHE_FOLDER_VARIABLE, DEFAULT_CACHE_FOLDER, MODEL, option
 from kvstet.cli.traces import Trace, read_trace
 from kvstet.cli.verification import Doing, Job, Message, Row, Verdict, Verified, run
 from kvstet.config import FlashAttention, KvType, ModelOptions
 from kvstet.engine.exactness import Comparison, NoiseFloor
-from kvstet.engine.process import Broken, Loading, load_llama
+from kvstet.engine.process import Broken, load_llama
 from kvstet.errors import EngineCrashed, InvalidRequest
 
 VERIFY = "What to verify"
 
 DEFAULT_TOKENS = 640
 """More than small sliding windows hold (512), and less than a minute's work for a small model on two cores."""
+
+DEFAULT_EDITS = 20
+
+DEMO_SESSION = Path(str(files("kvstet.demo") / "session.jsonl"))
+"""Measured on where the user has no trace."""
+
+Proven = Literal["exact", "approximate"]
+
+T = TypeVar("T")
 
 PARALLEL = 2
 """Sequences for requests; the kinds of reuse need two."""
@@ -54,6 +69,22 @@ def verify(
     tokens: Annotated[
         int, option("--tokens", panel=VERIFY, text="Length of the synthetic runs.", at_least=16)
     ] = DEFAULT_TOKENS,
+    fidelity: Annotated[
+        Proven,
+        option(
+            "--fidelity", panel=VERIFY, text="exact: is reused state right? approximate: how far moved state drifts."
+        ),
+    ] = "exact",
+    edits: Annotated[
+        int, option("--edits", panel=VERIFY, text="Edits of the sessions to measure drift on.", at_least=1)
+    ] = DEFAULT_EDITS,
+    plot: Annotated[
+        Path | None, option("--plot", panel=VERIFY, text="Draw drift against repaired tokens, as SVG or PNG.")
+    ] = None,
+    cache_dir: Annotated[
+        Path,
+        typer.Option(help="Where the server finds what passed.", rich_help_panel=VERIFY, envvar=CACHE_FOLDER_VARIABLE),
+    ] = DEFAULT_CACHE_FOLDER,
     json: Annotated[bool, typer.Option("--json", rich_help_panel=VERIFY, help="For programs.")] = False,
     ctx_size: Annotated[
         int, option("-c", "--ctx-size", panel=MODEL, text="Tokens of the longest prompt; 0: the model's.", at_least=0)
@@ -67,10 +98,16 @@ def verify(
     flash_attn: Annotated[FlashAttention, option("-fa", "--flash-attn", panel=MODEL, text="Flash attention.")] = "auto",
     cache_type_k: Annotated[KvType, option("-ctk", "--cache-type-k", panel=MODEL, text="Type of K state.")] = "f16",
     cache_type_v: Annotated[KvType, option("-ctv", "--cache-type-v", panel=MODEL, text="Type of V state.")] = "f16",
+    swa_full: Annotated[
+        bool, option("--swa-full", panel=MODEL, text="Keep all state of layers with a sliding window.")
+    ] = False,
     repack: Annotated[bool, option("--repack/--no-repack", panel=MODEL, text="Rearrange weights for the CPU.")] = True,
 ) -> None:
-    """Prove on a model that reused state predicts what a cold run predicts. Exit status 1 where it does not."""
-    recorded = trace_of(trace)
+    """Prove on a model that reused state predicts what a cold run predicts. Exit status 1 where it does not.
+
+    With --fidelity approximate: measure how far state drifts that was moved behind an edit, and note for the server
+    what may be done.
+    """
     options = ModelOptions(
         path=model,
         ctx_size=ctx_size or None,
@@ -82,14 +119,37 @@ def verify(
         flash_attn=flash_attn,
         cache_type_k=cache_type_k,
         cache_type_v=cache_type_v,
+        swa_full=swa_full,
         repack=repack,
     )
-    verified = followed(Job(load_llama, options, tokens, recorded))
+    if fidelity == "approximate":
+        measured = trace_of(trace or DEMO_SESSION)
+        has_passed = measure(DriftJob(load_llama, options, edits, measured, absolute(cache_dir)), json=json, plot=plot)
+    else:
+        has_passed = prove(Job(load_llama, options, tokens, trace_of(trace)), json=json)
+    raise typer.Exit(0 if has_passed else 1)
+
+
+def prove(job: Job, *, json: bool) -> bool:
+    """Whether reused state is right; shown in either form."""
+    verified = followed(run, job, Verified)
     if json:
         typer.echo(msgspec.json.encode(as_json(verified)))
     else:
         show(console, verified)
-    raise typer.Exit(0 if verified.is_exact else 1)
+    return verified.is_exact
+
+
+def measure(job: DriftJob, *, json: bool, plot: Path | None) -> bool:
+    """Whether every kind of edit may be approximated; shown in either form, and drawn."""
+    verified = followed(run_drift, job, DriftVerified)
+    if json:
+        typer.echo(msgspec.json.encode(drift_json(verified)))
+    else:
+        show_drift(console, verified)
+    if plot is not None and verified.refusal is None:
+        draw(verified, plot)
+    return verified.has_passed
 
 
 def trace_of(path: Path | None) -> Trace:
@@ -105,7 +165,7 @@ def trace_of(path: Path | None) -> Trace:
 # The other process
 
 
-def followed(job: Job) -> Verified:
+def followed(run: Callable[[Any, Connection], None], job: Job | DriftJob, result: type[T]) -> T:
     """`work` with a bar on the terminal."""
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
@@ -114,11 +174,13 @@ def followed(job: Job) -> Verified:
         def on_doing(doing: Doing) -> None:
             progress.update(task, description=escape(doing.what), completed=doing.num_done, total=doing.num_steps)
 
-        return work(job, on_doing)
+        return work(run, job, result, on_doing)
 
 
-def work(job: Job, on_doing: Callable[[Doing], None]) -> Verified:
-    """Start the process, follow it, and give what it found."""
+def work(
+    run: Callable[[Any, Connection], None], job: Job | DriftJob, result: type[T], on_doing: Callable[[Doing], None]
+) -> T:
+    """Start a process that runs the job, follow it, and give what it found."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=run, args=(job, theirs), daemon=True, name="kvstet-verify")
@@ -127,17 +189,17 @@ def work(job: Job, on_doing: Callable[[Doing], None]) -> Verified:
     what = "it loaded the model"
     try:
         while True:
-            message: Message = ours.recv()
+            message: Message | T = ours.recv()
+            if isinstance(message, result):
+                return message
             match message:
                 case Doing():
                     what = message.what
                     on_doing(message)
-                case Loading():
-                    pass
                 case Broken(error):
                     raise error
-                case Verified():
-                    return message
+                case _:
+                    pass
     except EOFError:
         process.join()
         raise EngineCrashed(death_sentence(process.exitcode, what)) from None

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from kvstet.engine.client import EngineClient
-from kvstet.engine.messages import Event, Finished, Generate, ModelInfo, Started, Stats
+from kvstet.engine.messages import Anticipate, Appraise, Appraised, Event, Finished, Generate, ModelInfo, Started, Stats
 from kvstet.engine.messages import Progress as PromptProgress
 
 PROGRESS_SECONDS = 2.0
@@ -42,6 +42,12 @@ class WatchedEngine:
     @property
     def is_ready(self) -> bool:
         return self._inner.is_ready
+
+    async def appraise(self, question: Appraise) -> Appraised:
+        return await self._inner.appraise(question)
+
+    def anticipate(self, prompt: Anticipate) -> None:
+        self._inner.anticipate(prompt)
 
     def stats(self) -> Stats:
         return self._inner.stats()

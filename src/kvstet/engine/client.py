@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
-from kvstet.engine.messages import Event, Generate, ModelInfo, Stats
+from kvstet.engine.messages import Anticipate, Appraise, Appraised, Event, Generate, ModelInfo, Stats
 
 
 class EngineClient(Protocol):
@@ -28,6 +28,14 @@ class EngineClient(Protocol):
 
         Raises what went wrong (a `RequestError` or `Unavailable`) instead of yielding ``Failed``.
         """
+        ...
+
+    async def appraise(self, question: Appraise) -> Appraised:
+        """What a prompt would cost, were it asked for now. Raises what `generate` raises."""
+        ...
+
+    def anticipate(self, prompt: Anticipate) -> None:
+        """A prompt will probably come. Never waits and never fails; nothing depends on it."""
         ...
 
     def stats(self) -> Stats:

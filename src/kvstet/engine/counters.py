@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvstet.cache.cache import Cache
+from kvstet.engine.anticipation import Anticipator
 from kvstet.engine.batching import Work
 from kvstet.engine.job import Job
 from kvstet.engine.messages import Stats
@@ -39,7 +40,14 @@ class Counters:
         self.decode_seconds += seconds * num_reply_tokens / num_tokens
         self.prefill_seconds += seconds * (num_tokens - num_reply_tokens) / num_tokens
 
-    def stats(self, waiting: Sequence[Job], running: Sequence[Job], cache: Cache, num_parked: int) -> Stats:
+    def stats(
+        self,
+        waiting: Sequence[Job],
+        running: Sequence[Job],
+        cache: Cache,
+        num_parked: int,
+        anticipator: Anticipator,
+    ) -> Stats:
         disk = cache.archive.disk if cache.archive else None
         return Stats(
             num_requests=self.num_requests,
@@ -62,4 +70,7 @@ class Counters:
             num_unwritten_blobs=cache.num_unwritten_blobs,
             num_written_bytes=disk.num_written_bytes if disk else 0,
             num_damaged_blobs=disk.num_damaged if disk else 0,
+            num_predicted_tokens=anticipator.num_tokens,
+            num_predicted_tokens_used=anticipator.num_used_tokens,
+            num_predicted_tokens_wasted=anticipator.num_wasted_tokens,
         )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 
 from kvstet.cache.cache import Cache
 from kvstet.cache.placement import best_placement
 from kvstet.cache.policy import KIND_WEIGHTS
-from kvstet.cache.tree import Match
-from kvstet.engine.messages import Generate
-from kvstet.types import CutKind
+from kvstet.cache.tree import Match, Node
+from kvstet.types import CutKind, MemoryTraits
 
 MIN_CHECKPOINT_TOKENS = 16
 """Checkpoints stand at least this far apart: to compute so few tokens again is cheaper than to keep state."""
@@ -18,7 +19,28 @@ MAX_PLACED_CUTS = 512
 """Of more message ends than these, the last ones are considered."""
 
 
-def cuts_of(request: Generate, num_tokens: int, match: Match, cache: Cache) -> dict[int, CutKind]:
+class CutPrompt(Protocol):
+    """A prompt that says where its messages end."""
+
+    @property
+    def cuts(self) -> tuple[int, ...]: ...
+    @property
+    def cut_kinds(self) -> tuple[CutKind, ...]: ...
+
+
+def next_stop(node: Node, length: int, traits: MemoryTraits) -> int:
+    """Where a branch to ``node`` that holds so many tokens must pause while it computes: the next node end, where
+    checkpoints are needed."""
+    stop = node.stop
+    if traits.has_checkpoints:
+        for step in node.path():
+            if step.stop <= length:
+                break
+            stop = step.stop
+    return stop
+
+
+def cuts_of(request: CutPrompt, num_tokens: int, match: Match, cache: Cache) -> dict[int, CutKind]:
     """Positions at which the path is cut, ascending, with what stands behind each.
 
     Where the memory needs checkpoints, these are the places to keep one: all message ends if there is room for all,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +19,22 @@ from kvstet.cache.plan import Plan
 from kvstet.cache.rates import num_looks
 from kvstet.cache.tree import Node
 from kvstet.config import EngineOptions
+from kvstet.engine.anticipation import Anticipator
+from kvstet.engine.appraisal import appraised
+from kvstet.engine.approximation import Approximator
 from kvstet.engine.audit import Auditor
 from kvstet.engine.batching import Segment, Work, next_work
 from kvstet.engine.counters import Counters
-from kvstet.engine.cuts import cuts_of
+from kvstet.engine.cuts import cuts_of, next_stop
+from kvstet.engine.detour import Detour, former_of
+from kvstet.engine.gate import DriftGate
+from kvstet.engine.idle import IdleWork
 from kvstet.engine.job import Job
 from kvstet.engine.live import LiveSet, LostBlob
 from kvstet.engine.logprobs import logprobs_of
 from kvstet.engine.messages import (
+    Anticipate,
+    Appraise,
     Event,
     Failed,
     Finished,
@@ -46,13 +55,10 @@ from kvstet.errors import (
     OutOfMemory,
     QueueFull,
 )
-from kvstet.types import RequestId, Reuse
+from kvstet.types import RequestId, Reuse, Tokens
 
 BUSY_SHARE = 0.05
 """Part of the time that writing may take while requests run: it costs them a little (`bench/saving.py`)."""
-
-WRITING_SECONDS = 0.005
-"""How long to wait before looking again whether a blob is on disk."""
 
 SPARE_CELLS = 32
 """Cells that must be free beyond the prompt for a request to be admitted beside others."""
@@ -69,7 +75,11 @@ class Engine:
         *,
         parallel: int,
         clock: Callable[[], float] = time.monotonic,
+        has_energy: Callable[[], bool] = lambda: True,
+        gate: DriftGate | None = None,
     ) -> None:
+        """``has_energy``: whether there is any to spend on what may never be asked for. ``gate``: which edits the
+        model was found fit to approximate; None: none."""
         self.cache = cache
         self.live = LiveSet(model, cache)
         self._model = model
@@ -81,17 +91,32 @@ class Engine:
         self._running: list[Job] = []
         self._events: list[Event] = []
         self._counters = Counters()
+        self.approximator = Approximator(model, cache, self.live, gate)
         self.auditor = Auditor(model, cache, self.live, share=options.audit_share)
+        self.anticipator = Anticipator(model, cache, self.live, share=options.anticipate_share, may_work=has_energy)
+        self._idle_work = IdleWork(cache, self.live, self.approximator, self.anticipator, self.auditor)
 
     # What the caller does
 
     def submit(self, request: Generate) -> None:
         """Queue a request; what is wrong with it comes as a ``Failed`` event."""
-        self.auditor.give_way()
+        self._idle_work.give_way()
         try:
             self._waiting.append(self._job(request))
         except KvstetError as error:
             self._events.append(Failed(request.id, error))
+
+    def anticipate(self, prompt: Anticipate) -> None:
+        """A prompt will probably come; it is computed while no request is there."""
+        self.anticipator.expect(prompt)
+
+    def appraise(self, question: Appraise) -> None:
+        """Tell what a prompt would cost, were it submitted now and alone."""
+        try:
+            self._check_length(question.tokens)
+            self._events.append(appraised(question, self.cache, self.approximator))
+        except KvstetError as error:
+            self._events.append(Failed(question.id, error))
 
     def cancel(self, request_id: RequestId) -> None:
         """End a request before the next step; unknown ones are over already."""
@@ -117,28 +142,15 @@ class Engine:
         return events
 
     def idle_step(self) -> float | None:
-        """One small piece of work for when no request is there.
-
-        Seconds after which there is more to do, 0: at once; None: nothing is left until a request has come.
-        """
-        if self.live.idle_step() or self.cache.write_step():
-            return 0.0
-        if self.cache.is_writing:
-            return WRITING_SECONDS
-        return 0.0 if self.cache.flush_step() or self.cache.warm_step() or self.auditor.step() else None
+        """One small piece of work for when no request is there; see `kvstet.engine.idle.IdleWork.step`."""
+        return self._idle_work.step()
 
     def finish(self, seconds: float) -> None:
         """End all requests, and save and write what would be lost with the process, for so long at most."""
-        self.auditor.give_way()
+        self._idle_work.give_way()
         for job in (*self._waiting, *self._running):
             self._finish(job, "cancelled")
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            if self.live.idle_step() or self.cache.write_step():
-                continue
-            if not self.cache.is_writing:
-                break
-            time.sleep(WRITING_SECONDS)
+        self._idle_work.finish(seconds)
 
     @property
     def is_idle(self) -> bool:
@@ -147,22 +159,25 @@ class Engine:
 
     def stats(self) -> Stats:
         """Counters and gauges, now."""
-        return self._counters.stats(self._waiting, self._running, self.cache, self.live.num_parked)
+        return self._counters.stats(self._waiting, self._running, self.cache, self.live.num_parked, self.anticipator)
 
     # Admission
 
     def _job(self, request: Generate) -> Job:
-        num_tokens = len(request.tokens)
-        if num_tokens == 0:
-            raise InvalidRequest("The prompt is empty.")
-        if num_tokens + (request.max_new_tokens != 0) > self._model.max_length:
-            raise ContextOverflow(num_prompt_tokens=num_tokens, max_prompt_tokens=self._model.max_length)
+        self._check_length(request.tokens, num_new_tokens=int(request.max_new_tokens != 0))
         if len(self._waiting) >= self._options.queue_size:
             raise QueueFull(f"{len(self._waiting)} requests are waiting already.")
         seconds = request.deadline_seconds or self._options.deadline_seconds
         now = self._clock()
         self._counters.num_requests += 1
         return Job(request, now, now + seconds if seconds else None, request.tokens)
+
+    def _check_length(self, tokens: Tokens, num_new_tokens: int = 0) -> None:
+        num_tokens = len(tokens)
+        if num_tokens == 0:
+            raise InvalidRequest("The prompt is empty.")
+        if num_tokens + num_new_tokens > self._model.max_length:
+            raise ContextOverflow(num_prompt_tokens=num_tokens, max_prompt_tokens=self._model.max_length)
 
     def _admit(self) -> None:
         """Start waiting jobs in order; one that waits for another's tokens lets later ones pass."""
@@ -184,6 +199,8 @@ class Engine:
         job.wait = plan.wait
         if plan.wait is not None:
             return True
+        if job.former is not None and self._start_on_stray(job, job.former, plan):
+            return True
         num_parked = self.live.num_parked
         if not self._has_room(job, plan):
             return False
@@ -197,13 +214,28 @@ class Engine:
             return False  # The next step plans without it.
         except OutOfCells:
             return self._make_do(job)
+        self._begin(job, plan, self._clock() - begun)
+        self.approximator.follow(job)
+        return True
+
+    def _start_on_stray(self, job: Job, former: Tokens, plan: Plan) -> bool:
+        """Find out whether moved state spares much, and let the job run where it stands already."""
+        found = self.approximator.plan(job.tokens, former, plan)
+        job.detour, job.exact_because = (found, None) if isinstance(found, Detour) else (None, found)
+        num_left = len(job.tokens) - (found.resume if isinstance(found, Detour) else 0)
+        if not self.approximator.begin_on_stray(job, num_left + self._num_promised + SPARE_CELLS):
+            return False
+        self._begin(job, plan, 0.0)
+        return True
+
+    def _begin(self, job: Job, plan: Plan, load_seconds: float) -> None:
         self._waiting.remove(job)
         self._running.append(job)
         if job.sampler is None:
             job.sampler = self._model.sampler(job.request.sampling, job.request.tokens)
-            self._tell_started(job, plan, self._clock() - begun)
+            self._tell_started(job, plan, load_seconds)
             self.auditor.note(job.request.tokens, plan.resume)
-        return True
+            self.anticipator.note(job.request.tokens, plan.resume)
 
     def _take(self, job: Job, plan: Plan, node: Node) -> Plan:
         """Bring the plan to life, or one that loads nothing where there is no memory to load with."""
@@ -222,15 +254,15 @@ class Engine:
         if job.node is None:
             match = self.cache.look_up(job.tokens)
             job.num_known = match.length
+            if job.request.fidelity == "approximate" and job.request.cache_prompt:
+                job.former = former_of(match)
             job.node = self.cache.insert(job.tokens, cuts_of(job.request, len(job.tokens), match, self.cache), match)
             self.cache.pin(job.node)
         return job.node
 
     def _has_room(self, job: Job, plan: Plan) -> bool:
-        # What running prompts were admitted for is theirs, though they do not hold it yet.
-        num_promised = sum(other.num_left for other in self._running if other.is_computing)
         num_own = max(len(job.tokens) - plan.num_reused_tokens, plan.num_cells_to_load)
-        num_cells = num_own + num_promised + SPARE_CELLS
+        num_cells = num_own + self._num_promised + SPARE_CELLS
         keep = plan.fork.branch if plan.fork else None
         if self.live.make_room(num_cells, keep=keep):
             return True
@@ -239,6 +271,11 @@ class Engine:
         # Alone, it gets all there is, also what it would have forked from.
         self.live.make_room(min(num_cells, self._model.num_cells))
         return True
+
+    @property
+    def _num_promised(self) -> int:
+        """Cells that running prompts were admitted for: theirs, though they do not hold them yet."""
+        return sum(other.num_left for other in self._running if other.is_computing)
 
     def _make_do(self, job: Job) -> bool:
         """State did not fit after all: try again alone, or else later."""
@@ -259,22 +296,22 @@ class Engine:
             # While it waited, others may have made more of it known.
             num_known_tokens=max(job.num_known, plan.resume),
         )
+        if job.detour is not None:
+            reuse = replace(job.detour.reuse, num_known_tokens=reuse.num_known_tokens)
         self._counters.add_reuse(reuse)
         queue_seconds = job.started - job.submitted - load_seconds
-        self._events.append(Started(job.id, reuse, max(0.0, queue_seconds), load_seconds))
+        self._events.append(Started(job.id, reuse, max(0.0, queue_seconds), load_seconds, job.exact_because))
 
     # Decoding
 
     def _next_stop(self, job: Job) -> int:
-        """Where the job must pause while it computes: the next node end, where checkpoints are needed."""
-        assert job.node is not None and job.branch is not None
-        stop = len(job.tokens)
-        if self.cache.traits.has_checkpoints:
-            for node in job.node.path():
-                if node.stop <= job.branch.length:
-                    break
-                stop = node.stop
-        return stop
+        """Where the job must pause while it computes."""
+        assert job.branch is not None
+        if job.node is None:
+            assert job.detour is not None
+            return job.detour.next_stop(len(job.tokens))
+        stop = next_stop(job.node, job.branch.length, self.cache.traits)
+        return stop if job.detour is None else min(stop, job.detour.exact_stop)
 
     def _run(self, work: Work) -> None:
         begun = self._clock()
@@ -296,26 +333,18 @@ class Engine:
 
     def _advance(self, segment: Segment, row: int) -> None:
         job = segment.job
-        assert job.branch is not None and job.node is not None
+        assert job.branch is not None
         was_computing = job.is_computing
         job.branch.length += segment.num_tokens
         if not segment.gives_token:
-            if self.cache.traits.has_checkpoints and job.request.cache_prompt:
-                self._reach(job)
+            if job.request.cache_prompt and job.node is not None:
+                self.live.reach(job.branch, job.node)
+            self.approximator.follow(job)
             self._events.append(Progress(job.id, job.branch.length, len(job.tokens)))
         elif was_computing and job.request.max_new_tokens == 0:
             self._finish(job, "length")
         else:
             self._sample(job, row)
-
-    def _reach(self, job: Job) -> None:
-        """Keep the state at a node end that the prompt has come to."""
-        assert job.branch is not None and job.node is not None
-        for node in job.node.path():
-            if node.stop <= job.branch.length:
-                if node.stop == job.branch.length and node.checkpoint is None:
-                    self.live.reach_cut(job.branch, node)
-                return
 
     def _sample(self, job: Job, row: int) -> None:
         assert job.sampler is not None and job.branch is not None
@@ -343,9 +372,9 @@ class Engine:
 
     def _relieve(self) -> None:
         """The live cells are full: let go of what is parked, or of the youngest request for now."""
-        if parked := self.live.parked:
-            self.live.release(parked[0])
-        elif len(self._running) > 1:
+        if self.live.let_go():
+            return
+        if len(self._running) > 1:
             self._preempt(self._running[-1])
         else:
             error = OutOfCells(f"The {self._model.num_cells} live cells are full.")
@@ -385,6 +414,9 @@ class Engine:
             self._running.remove(job)
         branch, node = job.branch, job.node
         job.branch = job.node = None
+        if branch is not None and branch in self.cache.astray:
+            self.anticipator.repair(self.approximator.end(job, branch))
+            return
         if branch is not None and branch.length > branch.node.stop:
             self.cache.extend(branch, job.all_tokens()[: branch.length])
         if node is not None:

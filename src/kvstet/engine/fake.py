@@ -47,6 +47,8 @@ class FakeModel:
         self.num_decoded_tokens = 0
         self._cells: dict[int, list[tuple[int, int]]] = {seq: [] for seq in range(num_sequences)}
         """Per sequence: (cell, token). Cells that two sequences share have one number."""
+        self._exact_lengths: dict[int, int] = {}
+        """Of sequences with state that has not read all tokens before it: how many tokens stand before that."""
         self._summary: dict[int, bytes | None] = dict.fromkeys(range(num_sequences), b"")
         self._numbers = count()
         self._rows: list[NDArray[np.float32]] = []
@@ -54,6 +56,14 @@ class FakeModel:
     @property
     def num_used_cells(self) -> int:
         return len({cell for cells in self._cells.values() for cell, _ in cells})
+
+    @property
+    def shift_refusal(self) -> str | None:
+        return None if self.traits.kind == "attention" else f"its memory is {self.traits.kind}"
+
+    def exact_length(self, seq: int) -> int:
+        """Tokens of a sequence whose state is that of a cold run."""
+        return self._exact_lengths.get(seq, len(self._cells[seq]))
 
     def tokens(self, seq: int) -> list[int]:
         """What a sequence holds."""
@@ -77,7 +87,7 @@ class FakeModel:
             self._cells[seq].append((next(self._numbers), token))
             self._summary[seq] = _digest(summary, token)
             if output:
-                self._rows.append(self.expected_logits(self.tokens(seq), self._summary[seq]))
+                self._rows.append(self._logits(seq))
         self.num_decoded_tokens += len(batch.tokens)
 
     def expected_logits(self, tokens: list[int], summary: bytes | None = None) -> NDArray[np.float32]:
@@ -89,6 +99,15 @@ class FakeModel:
         held = np.array(tokens, np.int32).tobytes()
         seed = int.from_bytes(hashlib.blake2b(held + summary, digest_size=8).digest(), "little")
         return np.random.default_rng(seed).standard_normal(self.vocab_size, np.float32)
+
+    def _logits(self, seq: int) -> NDArray[np.float32]:
+        """State that has not read all tokens before it predicts something else."""
+        logits = self.expected_logits(self.tokens(seq), self._summary[seq])
+        return (
+            logits
+            if seq not in self._exact_lengths
+            else np.roll(logits, 1 + self._exact_lengths[seq] % (self.vocab_size - 1))
+        )
 
     def logits(self, row: int) -> NDArray[np.float32]:
         return self._rows[row]
@@ -106,6 +125,8 @@ class FakeModel:
         if not at_tip and not self.traits.has_spans:
             raise MemoryMisuse("forked before the tip")
         self._cells[target] = self._cells[source][:stop]
+        if stop > self.exact_length(source):
+            self._exact_lengths[target] = self._exact_lengths[source]
         if at_tip:
             self._summary[target] = self._summary[source]
         else:
@@ -114,9 +135,10 @@ class FakeModel:
     def remove(self, seq: SeqId) -> None:
         self._cells[seq] = []
         self._summary[seq] = b""
+        self._exact_lengths.pop(seq, None)
 
     def save_span(self, seq: SeqId, start: int, stop: int) -> Blob:
-        if not self.traits.has_spans or not 0 <= start < stop <= self.length(seq):
+        if not self.traits.has_spans or not 0 <= start < stop <= self.exact_length(seq):
             raise MemoryMisuse("bad span")
         return Blob(start, stop, _bytes(self.tokens(seq)[start:stop]))
 
@@ -128,6 +150,22 @@ class FakeModel:
             raise OutOfCells("full")
         self._load(seq, _tokens(blob)[start - blob.start : stop - blob.start])
         self._settle(seq)
+
+    def load_shifted(self, seq: SeqId, blob: Blob, start: int, stop: int) -> None:
+        if self.shift_refusal or not blob.start <= start < stop <= blob.stop:
+            raise MemoryMisuse("bad shift")
+        if self.num_used_cells + blob.stop - blob.start > self.num_cells:
+            raise OutOfCells("full")
+        self._exact_lengths.setdefault(seq, self.length(seq))
+        self._load(seq, _tokens(blob)[start - blob.start : stop - blob.start])
+        self._settle(seq)
+
+    def splice(self, source: SeqId, target: SeqId, stop: int) -> None:
+        if self.shift_refusal or source == target or not self.length(target) < stop <= self.length(source):
+            raise MemoryMisuse("bad splice")
+        self._exact_lengths.setdefault(target, self.length(target))
+        self._cells[target] += self._cells[source][self.length(target) : stop]
+        self._settle(target)
 
     def save_checkpoint(self, seq: SeqId) -> Blob:
         summary = self._summary[seq]

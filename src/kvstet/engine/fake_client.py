@@ -9,6 +9,9 @@ from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
 
 from kvstet.engine.messages import (
+    Anticipate,
+    Appraise,
+    Appraised,
     Event,
     Finished,
     FinishReason,
@@ -110,6 +113,9 @@ class ScriptedEngine:
     scripts: deque[Script] = field(default_factory=deque[Script])
     """Played first, one for each request."""
     requests: list[Generate] = field(default_factory=list[Generate])
+    appraisal: Reuse | None = None
+    """What prompts would cost; None: all of it."""
+    anticipated: list[Anticipate] = field(default_factory=list[Anticipate])
     cancelled: list[RequestId] = field(default_factory=list[RequestId])
     """Requests whose generator was closed or cancelled before it ended."""
     is_closed: bool = False
@@ -138,6 +144,16 @@ class ScriptedEngine:
                 if self.is_closed and isinstance(interruption, asyncio.CancelledError):
                     raise ShuttingDown("The server is stopping.") from None
                 raise
+
+    async def appraise(self, question: Appraise) -> Appraised:
+        if self.is_closed:
+            raise ShuttingDown("The server is stopping.")
+        num_tokens = len(question.tokens)
+        reuse = self.appraisal or Reuse(0, 0, 0, num_computed_tokens=num_tokens, num_known_tokens=0)
+        return Appraised(question.id, reuse, load_seconds=0.25, compute_seconds=0.5)
+
+    def anticipate(self, prompt: Anticipate) -> None:
+        self.anticipated.append(prompt)
 
     def stats(self) -> Stats:
         return self._stats

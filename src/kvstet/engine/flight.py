@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from kvstet.engine.messages import Event, Failed, Finished, Generate, Token
+from kvstet.engine.messages import LAST_EVENTS, Appraise, Event, Failed, Generate, Token
 from kvstet.errors import KvstetError
 
 MAX_RUNS = 2
@@ -16,7 +16,7 @@ MAX_RUNS = 2
 class Flight:
     """A request in flight."""
 
-    request: Generate
+    request: Generate | Appraise
     inbox: asyncio.Queue[Event] = field(default_factory=asyncio.Queue[Event], repr=False)
     is_seen: bool = False
     """The client has seen a token, so the request cannot be run again unseen."""
@@ -26,7 +26,7 @@ class Flight:
     def put(self, event: Event) -> None:
         """Hand an event to whoever reads; nothing follows the last one."""
         if not self.is_over:
-            self.is_over = isinstance(event, Finished | Failed)
+            self.is_over = isinstance(event, LAST_EVENTS)
             self.is_seen |= self.request.is_streamed and isinstance(event, Token)
             self.inbox.put_nowait(event)
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from kvstet.cache.plan import Wait
 from kvstet.cache.tree import Branch, Node
+from kvstet.engine.detour import Detour
 from kvstet.engine.messages import Generate
 from kvstet.engine.model import Sampler
 from kvstet.types import RequestId, Tokens
@@ -25,7 +26,13 @@ class Job:
     """What must be decoded before the next token is sampled: the prompt; after a preemption, the reply so far too."""
     wait: Wait | None = None
     node: Node | None = None
-    """Where the tokens end in the tree; pinned while the job lives."""
+    """Where the tokens end in the tree; pinned while the job lives. None while its branch is a stray."""
+    former: Tokens | None = None
+    """The conversation that it departs from, where moved state will do."""
+    detour: Detour | None = None
+    """How it is answered approximately; None: exactly."""
+    exact_because: str | None = None
+    """Why it is answered exactly, though it need not be."""
     num_known: int = 0
     branch: Branch | None = None
     sampler: Sampler | None = None

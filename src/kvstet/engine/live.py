@@ -39,6 +39,8 @@ class LiveSet:
         self._cache = cache
         self._free = [SeqId(seq) for seq in reversed(range(model.num_sequences))]
         self._work_when_parked: dict[Branch, int] = {}
+        self._strays: list[Branch] = []
+        """Parked sequences that the tree does not know, the oldest first; nothing of them can be saved."""
         self._unsavable: set[Branch] = set()
         """There was no room for their state; tried again when something else has come."""
         self._complained = 0
@@ -110,12 +112,33 @@ class LiveSet:
                 raise LostBlob(f"A saved state could not be loaded: {error}") from error
             self._cache.policy.rates.observe_load(blob.num_bytes, tier, time.perf_counter() - begun)
 
+    # Straying
+
+    def stray(self, source: Branch, stop: int) -> Branch:
+        """A running sequence that shares the first tokens of another one, and will hold what the tree must not know.
+
+        OutOfCells: nothing was changed.
+        """
+        seq = self._free_sequence(keep=source)
+        self._model.fork(source.seq, seq, stop)
+        return self._cache.stray(seq, source, stop)
+
+    def take_back(self, stray: Branch) -> Branch:
+        """A parked stray runs again."""
+        self._strays.remove(stray)
+        stray.is_running = True
+        return stray
+
+    def is_parked_stray(self, branch: Branch) -> bool:
+        """False: it runs, or was let go."""
+        return branch in self._strays
+
     # Lending
 
     def make_room_to_borrow(self, num_tokens: int) -> bool:
         """Whether a sequence and the cells for so many tokens can be had, letting go of nothing that is not saved."""
         saved = [branch for branch in self.parked if self._is_saved(branch)]
-        others = self._cache.branches - set(saved)
+        others = self._cache.live - set(saved)
         if not (self._free or saved) or self._model.num_cells - self._cache.num_cells(others) < num_tokens:
             return False
         for branch in saved:
@@ -143,13 +166,19 @@ class LiveSet:
 
     # Saving
 
-    def reach_cut(self, branch: Branch, node: Node) -> None:
-        """The branch stands at the end of ``node`` while it computes: keep its summary state."""
-        self._save_checkpoint(branch, node)
+    def reach(self, branch: Branch, end: Node) -> None:
+        """A branch has come further on the path to ``end``: keep its summary state where a node ends."""
+        if self._cache.traits.has_checkpoints:
+            node = next((node for node in end.path() if node.stop <= branch.length), None)
+            if node is not None and node.stop == branch.length and node.checkpoint is None:
+                self._save_checkpoint(branch, node)
 
     def park(self, branch: Branch) -> None:
         """The branch stops running; it stays live for whoever continues it."""
-        if branch.length > 0:
+        if branch in self._cache.astray:
+            branch.is_running = False
+            self._strays.append(branch)
+        elif branch.length > 0:
             self._cache.park(branch)
             self._work_when_parked[branch] = self.num_work_tokens
         else:
@@ -175,8 +204,18 @@ class LiveSet:
                 self.release(branch)
             return
 
+    def let_go(self) -> bool:
+        """Free the cells of whatever is parked and worth least. False: nothing is."""
+        branch = next(iter(self._strays or self.parked), None)
+        if branch is not None:
+            self.release(branch)
+        return branch is not None
+
     def release(self, branch: Branch) -> None:
         """Save what can be saved of a parked branch, and free its cells."""
+        if branch in self._strays:
+            self.drop(branch)
+            return
         for was_kept in self._saves(branch):
             if not was_kept:
                 break
@@ -185,7 +224,10 @@ class LiveSet:
 
     def drop(self, branch: Branch) -> None:
         """Free a branch's cells and save nothing of it."""
-        if branch in self._work_when_parked:
+        if branch in self._strays:
+            self._strays.remove(branch)
+            self._close(branch)
+        elif branch in self._work_when_parked:
             self._unpark(branch)
             self._close(branch)
             self._cache.forget_path(branch.node)
@@ -197,10 +239,10 @@ class LiveSet:
         """
         if self.num_free_cells() >= num_cells:
             return True
-        released = self._work_when_parked.keys() - {keep}
-        if self._model.num_cells - self._cache.num_cells(self._cache.branches - released) < num_cells:
+        released = {*self._work_when_parked, *self._strays} - {keep}
+        if self._model.num_cells - self._cache.num_cells(self._cache.live - released) < num_cells:
             return False
-        for branch in self.parked:
+        for branch in (*self._strays, *self.parked):
             if self.num_free_cells() >= num_cells:
                 break
             if branch is not keep:
@@ -248,7 +290,7 @@ class LiveSet:
 
     def _free_sequence(self, keep: Branch | None) -> SeqId:
         if not self._free:
-            victim = next((branch for branch in self.parked if branch is not keep), None)
+            victim = next((branch for branch in (*self._strays, *self.parked) if branch is not keep), None)
             if victim is None:
                 raise OutOfCells("All sequences are in use.")
             self.release(victim)

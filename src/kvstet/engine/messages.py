@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kvstet.errors import KvstetError
-from kvstet.types import DEFAULT_SAMPLING, CutKind, RequestId, Reuse, Sampling, Tokens
+from kvstet.types import DEFAULT_SAMPLING, CutKind, Fidelity, RequestId, Reuse, Sampling, Tokens
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -33,6 +33,8 @@ class Generate:
     """What stands behind each of the cuts; empty: not known."""
     is_streamed: bool = True
     """False: the client sees nothing of the reply until all of it is there, so it may be begun anew after a crash."""
+    fidelity: Fidelity = "exact"
+    """``approximate``: state under moved positions will do."""
     forced: tuple[int, ...] = ()
     """For tests and replays: the reply begins with these tokens, whatever the model thinks of them."""
 
@@ -44,7 +46,31 @@ class Cancel:
     id: RequestId
 
 
-Command = Generate | Cancel
+@dataclass(frozen=True, slots=True)
+class Anticipate:
+    """A prompt, or the beginning of one, that will probably come: compute it while nothing else is to do.
+
+    No event follows, and nothing depends on it.
+    """
+
+    tokens: Tokens
+    cuts: tuple[int, ...] = ()
+    cut_kinds: tuple[CutKind, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Appraise:
+    """What would these tokens cost, were they asked for now? ``Appraised`` follows, and nothing is run."""
+
+    id: RequestId
+    tokens: Tokens
+    cache_prompt: bool = True
+    fidelity: Fidelity = "exact"
+
+    is_streamed = False
+
+
+Command = Generate | Cancel | Anticipate | Appraise
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +84,8 @@ class Started:
     reuse: Reuse
     queue_seconds: float
     load_seconds: float
+    exact_because: str | None = None
+    """Why nothing was approximated though it would have helped and was allowed, as a clause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +136,22 @@ class Failed:
     error: KvstetError
 
 
-Event = Started | Progress | Token | Finished | Failed
+@dataclass(frozen=True, slots=True)
+class Appraised:
+    """What a prompt would cost; the only event of an ``Appraise``."""
+
+    id: RequestId
+    reuse: Reuse
+    load_seconds: float
+    compute_seconds: float
+    """Until its first token, loading excluded, were it alone."""
+    exact_because: str | None = None
+    """As in ``Started``."""
+
+
+Event = Started | Progress | Token | Finished | Failed | Appraised
+LAST_EVENTS = (Finished, Failed, Appraised)
+"""Nothing follows them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,3 +207,9 @@ class Stats:
     num_written_bytes: int = 0
     num_damaged_blobs: int = 0
     """Files that were lost, or not what was written; they were refused and given up."""
+    num_predicted_tokens: int = 0
+    """Computed before anyone asked for them."""
+    num_predicted_tokens_used: int = 0
+    """Of these, asked for later."""
+    num_predicted_tokens_wasted: int = 0
+    """Of these, given up."""

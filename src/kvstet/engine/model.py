@@ -57,6 +57,11 @@ class Model(Protocol):
         """Most tokens of one `decode`."""
         ...
 
+    @property
+    def shift_refusal(self) -> str | None:
+        """Why `load_shifted` and `splice` are refused, as a clause to follow "since"; None: they are not."""
+        ...
+
     def length(self, seq: SeqId) -> int:
         """Tokens whose state the sequence holds."""
         ...
@@ -90,11 +95,26 @@ class Model(Protocol):
         ...
 
     def save_span(self, seq: SeqId, start: int, stop: int) -> Blob:
-        """The additive state of ``[start, stop)``."""
+        """The additive state of ``[start, stop)``, which must be exact."""
         ...
 
     def load_span(self, seq: SeqId, blob: Blob, start: int, stop: int) -> None:
         """Append tokens ``[start, stop)`` of the blob; the sequence must stand at ``start``."""
+        ...
+
+    def load_shifted(self, seq: SeqId, blob: Blob, start: int, stop: int) -> None:
+        """Append tokens ``[start, stop)`` of the blob at the sequence's tip, wherever that is.
+
+        What is appended has read other tokens than those before it: an approximation. From there on nothing of the
+        sequence can be saved, nor of what is forked from it further on.
+        """
+        ...
+
+    def splice(self, source: SeqId, target: SeqId, stop: int) -> None:
+        """Append to ``target`` what ``source`` holds from there up to ``stop``, sharing cells; an approximation too.
+
+        Refused where `load_shifted` is.
+        """
         ...
 
     def save_checkpoint(self, seq: SeqId) -> Blob:

@@ -23,8 +23,10 @@ from kvstet.cache.fingerprint import model_fingerprint
 from kvstet.cache.tier import RamTier
 from kvstet.config import EngineOptions, ModelOptions
 from kvstet.engine.engine import Engine
-from kvstet.engine.messages import Command, Event, Generate, ModelInfo, Stats
+from kvstet.engine.gate import DriftGate
+from kvstet.engine.messages import Anticipate, Appraise, Cancel, Command, Event, Generate, ModelInfo, Stats
 from kvstet.engine.model import Model
+from kvstet.engine.power import Power
 from kvstet.engine.wire import Channel
 from kvstet.errors import DiskUnavailable, KvstetError
 
@@ -157,13 +159,26 @@ def run(channel: Channel) -> None:
     with opened_cache(start.model, start.engine, loaded) as cache:
         info = replace(loaded.info, num_found_blobs=cache.num_found_blobs)
         channel.send(Ready(info, loaded.prompt_token_seconds * start.engine.prefill_chunk))
-        engine = Engine(loaded.model, cache, start.engine, parallel=start.model.parallel)
+        engine = Engine(
+            loaded.model,
+            cache,
+            start.engine,
+            parallel=start.model.parallel,
+            has_energy=Power().is_plugged_in,
+            gate=_gate_of(cache),
+        )
         try:
             _serve(engine, channel, commands)
         finally:
             if start.engine.cache_folder is not None:
                 engine.finish(FINISH_SECONDS)
             loaded.model.close()
+
+
+def _gate_of(cache: Cache) -> DriftGate | None:
+    """What `kvstet verify` has found out about the model."""
+    text = cache.archive.disk.drift_gate() if cache.archive else None
+    return DriftGate.from_json(text) if text else None
 
 
 @contextmanager
@@ -215,10 +230,15 @@ def _serve(engine: Engine, channel: Channel, commands: list[Command | Stop]) -> 
 
 
 def _obey(engine: Engine, command: Command) -> None:
-    if isinstance(command, Generate):
-        engine.submit(command)
-    else:
-        engine.cancel(command.id)
+    match command:
+        case Generate():
+            engine.submit(command)
+        case Anticipate():
+            engine.anticipate(command)
+        case Appraise():
+            engine.appraise(command)
+        case Cancel():
+            engine.cancel(command.id)
 
 
 def main() -> None:

@@ -160,6 +160,10 @@ class RecordingModel:
     def max_batch(self) -> int:
         return self._inner.max_batch
 
+    @property
+    def shift_refusal(self) -> str | None:
+        return self._inner.shift_refusal
+
     def length(self, seq: SeqId) -> int:
         return self._inner.length(seq)
 
@@ -180,6 +184,12 @@ class RecordingModel:
 
     def load_span(self, seq: SeqId, blob: Blob, start: int, stop: int) -> None:
         self._inner.load_span(seq, blob, start, stop)
+
+    def load_shifted(self, seq: SeqId, blob: Blob, start: int, stop: int) -> None:
+        self._inner.load_shifted(seq, blob, start, stop)
+
+    def splice(self, source: SeqId, target: SeqId, stop: int) -> None:
+        self._inner.splice(source, target, stop)
 
     def save_checkpoint(self, seq: SeqId) -> Blob:
         return self._inner.save_checkpoint(seq)

@@ -14,12 +14,26 @@ import socket
 import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import aclosing
 from dataclasses import replace
+from typing import cast
 
 from kvstet.config import EngineOptions, ModelOptions
 from kvstet.engine import wire
 from kvstet.engine.flight import Flight
-from kvstet.engine.messages import Cancel, Event, Failed, Finished, Generate, ModelInfo, Stats
+from kvstet.engine.messages import (
+    LAST_EVENTS,
+    Anticipate,
+    Appraise,
+    Appraised,
+    Cancel,
+    Event,
+    Failed,
+    Finished,
+    Generate,
+    ModelInfo,
+    Stats,
+)
 from kvstet.engine.process import STOP_SIGNALS, Broken, Loader, Loading, Ready, Report, Start, Stop, load_llama
 from kvstet.engine.watchdog import Watchdog
 from kvstet.errors import EngineCrashed, KvstetError, ModelLoadError, QueueFull, ShuttingDown
@@ -84,18 +98,19 @@ class Supervisor:
 
     async def generate(self, request: Generate) -> AsyncGenerator[Event, None]:
         """Events of one request; see `kvstet.engine.client.EngineClient`."""
-        flight = self._take_off(request)
-        event = None
-        try:
-            while not isinstance(event, Finished):
-                event = await flight.inbox.get()
-                if isinstance(event, Failed):
-                    raise event.error
+        async with aclosing(self._events(request)) as events:
+            async for event in events:
                 yield event
-        finally:
-            del self._flights[request.id]
-            if not flight.is_over:
-                self._send(Cancel(request.id))
+
+    async def appraise(self, question: Appraise) -> Appraised:
+        """What a prompt would cost; see `kvstet.engine.client.EngineClient`."""
+        async with aclosing(self._events(question)) as events:
+            return cast("Appraised", await anext(events))
+
+    def anticipate(self, prompt: Anticipate) -> None:
+        """Where the process is just starting, the guess is lost."""
+        if self._is_ready:
+            self._send(prompt)
 
     async def close(self) -> None:
         """Stop the process; requests in flight end with `ShuttingDown`."""
@@ -115,6 +130,20 @@ class Supervisor:
 
     # Inside
 
+    async def _events(self, request: Generate | Appraise) -> AsyncGenerator[Event, None]:
+        flight = self._take_off(request)
+        event = None
+        try:
+            while not isinstance(event, LAST_EVENTS):
+                event = await flight.inbox.get()
+                if isinstance(event, Failed):
+                    raise event.error
+                yield event
+        finally:
+            del self._flights[request.id]
+            if not flight.is_over:
+                self._send(Cancel(request.id))
+
     async def _start_after_death(self, on_progress: Callable[[float], None]) -> ModelInfo:
         """The process died with the model. Some machines claim instructions that they do not run."""
         assert self._process is not None
@@ -127,7 +156,7 @@ class Supervisor:
             return await self.start(on_progress)
         raise ModelLoadError(f"The engine process died while it loaded the model (exit status {code}); see the log.")
 
-    def _take_off(self, request: Generate) -> Flight:
+    def _take_off(self, request: Generate | Appraise) -> Flight:
         if self._is_closing:
             raise ShuttingDown("The server is stopping.")
         if self._has_given_up:

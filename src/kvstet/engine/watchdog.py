@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from kvstet.engine.messages import Event, Failed, Finished
+from kvstet.engine.messages import LAST_EVENTS, Event
 from kvstet.types import RequestId
 
 NUM_TIMES_LONGEST = 10
@@ -58,7 +58,7 @@ class Watchdog:
         """The engine has reported: its silence, however long, was none."""
         self.allow(self.silent_seconds)
         self._silent_seconds = 0.0
-        self._owed.difference_update(event.id for event in events if isinstance(event, Finished | Failed))
+        self._owed.difference_update(event.id for event in events if isinstance(event, LAST_EVENTS))
 
     def allow(self, step_seconds: float) -> None:
         """A step may take this long on this machine."""

@@ -1,19 +1,8 @@
 """A model's context: its live sequences, decoding, and moving their state in and out.
 
 Everything that libllama would answer with silent corruption or an abort of the process is refused here with a typed
-error (`MemoryMisuse`), before libllama sees it. The state of a prefix has two parts, which libllama writes one behind
-the other into one byte string::
-
-    header (8 bytes) | additive part | summary part
-    `flags = 0` writes all of it, `PARTIAL_ONLY` writes header and summary
-
-- The additive part is the K/V of layers that attend to everything: any range of tokens can be copied to a scratch
-  sequence, saved, and loaded again behind what is there.
-- The summary part is the sliding window's K/V or the recurrent state: it exists only at the sequence's tip.
-
-A span blob is ``header | additive | empty summary``, a checkpoint is ``header | summary``; so they are kept and
-evicted apart, and both load without a copy. Checked against cold runs on all toy architectures in
-``tests/engine/test_exactness.py``.
+error (`MemoryMisuse`), before libllama sees it. How the two parts of a state are told apart: `kvstet.llama.sequences`.
+Checked against cold runs on all toy architectures in ``tests/engine/test_exactness.py``.
 """
 
 from __future__ import annotations
@@ -37,25 +26,18 @@ from kvstet.errors import (
     UnsupportedModel,
 )
 from kvstet.llama.library import log
+from kvstet.llama.memory import keeps_window, memory_traits, shift_refusal
 from kvstet.llama.model import Model
 from kvstet.llama.parameters import cells_of, context_parameters, max_length
 from kvstet.llama.sampler import Sampler
-from kvstet.llama.state import Bytes, buffer, get_state, last, put_state, state_size
-from kvstet.types import Blob, MemoryTraits, Sampling, SeqId, Tokens
+from kvstet.llama.sequences import PARTIAL_ONLY, Sequences
+from kvstet.llama.state import get_state, last, put_state, state_size
+from kvstet.types import Blob, Sampling, SeqId, Tokens
 
 lib: Any = llama_cpp  # its annotations ask for ctypes numbers where ctypes takes plain ones
 
-HEADER_BYTES = 8
-"""Magic and sequence id, which libllama writes before each sequence state."""
-
-PARTIAL_ONLY = 1
-"""LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY in llama.h."""
-
 NO_SLOT = 1
 """What `llama_decode` returns where the batch found no cells; the memory is then as before the call."""
-
-OPAQUE_ARCHITECTURES = frozenset({"deepseek4", "glm5-next", "qwen4exp"})
-"""`llama_memory_seq_cp` of a range asserts on these (llama-kv-cache-dsv4.cpp, llama-memory-hybrid-idx.cpp)."""
 
 WARM_UP_TOKENS = 64
 
@@ -71,26 +53,13 @@ class BatchLike(Protocol):
     def outputs(self) -> NDArray[np.bool_]: ...
 
 
-def memory_traits(model: Model) -> MemoryTraits:
-    """The kind of memory libllama gives this model (`llama_model::create_memory`)."""
-    if model.architecture in OPAQUE_ARCHITECTURES:
-        return MemoryTraits("opaque", has_spans=False, has_checkpoints=True)
-    if model.is_recurrent:
-        return MemoryTraits("recurrent", has_spans=False, has_checkpoints=True)
-    if model.is_hybrid:
-        return MemoryTraits("hybrid", has_spans=True, has_checkpoints=True)
-    if model.sliding_window > 0:
-        return MemoryTraits("swa", has_spans=True, has_checkpoints=True)
-    return MemoryTraits("attention", has_spans=True, has_checkpoints=False)
-
-
 class Context:
     """The live memory of one model; implements `kvstet.engine.model.Model`. Not thread-safe: one thread owns it."""
 
     def __init__(self, model: Model, options: ModelOptions) -> None:
         """Raises ModelLoadError where libllama cannot make the context (memory, options that contradict)."""
         self.model = model
-        self.traits = memory_traits(model)
+        self.traits = memory_traits(model, options)
         parameters = context_parameters(model, options, self.traits)
         with log.errors() as errors:
             self._handle: Any = lib.llama_init_from_model(model.handle, parameters)
@@ -101,18 +70,24 @@ class Context:
             lib.llama_free(self._handle)
             raise UnsupportedModel(f"A {model.architecture} model keeps no memory of its tokens; it cannot be served.")
         self._set_adapters()
-        num_slots = int(lib.llama_n_seq_max(self._handle))
-        self._scratch = num_slots - 1
-        self.num_sequences = num_slots - 1
+        self.shift_refusal = shift_refusal(model, options, self.traits, self._memory)
+        """See `kvstet.engine.model.Model.shift_refusal`."""
+        window = model.sliding_window if keeps_window(model, options) else None
+        self._sequences = Sequences(self._handle, self.traits, window)
+        self.num_sequences = self._sequences.num_sequences
         self.num_cells = cells_of(self._handle, self.traits)
         self.max_length = min(max_length(model, options), int(lib.llama_n_ctx(self._handle)))
         self.max_batch = int(lib.llama_n_batch(self._handle))
+        if window is not None:
+            # No token of a batch leaves the window before its shadow is there (`kvstet.llama.shadows`).
+            self.max_batch = min(self.max_batch, window)
         self.vocab_size = model.vocab.num_tokens
-        self._lengths = np.zeros(num_slots, np.int32)
+        self._lengths = np.zeros(self.num_sequences, np.int32)
         self._awaiting_checkpoint: set[int] = set()
+        self._exact_lengths: dict[int, int] = {}
+        """Of sequences that hold shifted state: how many tokens stand before it."""
         self._output_indexes: list[int] = []
         self._make_batch()
-        self._empty_summary = get_state(self._handle, self._scratch, PARTIAL_ONLY)
 
     def close(self) -> None:
         """Free the context (not the model)."""
@@ -142,6 +117,7 @@ class Context:
         self._seq_pointers[:n] = self._seq_table.ctypes.data + 4 * batch.seqs.astype(np.uintp)
         self._outputs[:n] = batch.outputs
         self._batch.n_tokens = n
+        self._sequences.before_growth(batch.seqs, self._lengths)
         with log.errors() as errors:
             code = lib.llama_decode(self._handle, self._batch)
         if code == NO_SLOT:
@@ -186,8 +162,10 @@ class Context:
         if stop < length and not self.traits.has_spans:
             raise MemoryMisuse(f"A {self.traits.kind} memory can be forked at its tip only.")
         # The tip's whole range is asked for as "all": opaque memories assert on any other.
-        lib.llama_memory_seq_cp(self._memory, source, target, *((-1, -1) if stop == length else (0, stop)))
+        self._sequences.share(source, target, *((-1, -1) if stop == length else (0, stop)))
         self._lengths[target] = stop
+        if stop > self._exact_length(source):
+            self._exact_lengths[target] = self._exact_length(source)
         if self.traits.has_checkpoints and (stop < length or source in self._awaiting_checkpoint):
             self._awaiting_checkpoint.add(target)
         elif self.traits.has_checkpoints and self.traits.has_spans:
@@ -200,9 +178,10 @@ class Context:
 
     def remove(self, seq: SeqId) -> None:
         """Empty the sequence."""
-        lib.llama_memory_seq_rm(self._memory, self._checked(seq), -1, -1)
+        self._sequences.empty(self._checked(seq))
         self._lengths[seq] = 0
         self._awaiting_checkpoint.discard(seq)
+        self._exact_lengths.pop(seq, None)
 
     def save_span(self, seq: SeqId, start: int, stop: int) -> Blob:
         """The additive state of ``[start, stop)``. OutOfMemory: there is no room to write it to."""
@@ -210,11 +189,10 @@ class Context:
             raise MemoryMisuse(f"A {self.traits.kind} memory has no state per token.")
         if not 0 <= start < stop <= self.length(seq):
             raise MemoryMisuse(f"Cannot save [{start}, {stop}) of a sequence that holds {self.length(seq)}.")
-        lib.llama_memory_seq_cp(self._memory, seq, self._scratch, start, stop)
-        try:
-            return Blob(start, stop, self._additive_state())
-        finally:
-            lib.llama_memory_seq_rm(self._memory, self._scratch, -1, -1)
+        if stop > self._exact_length(seq):
+            # Nor could it be: libllama turns what was moved only with the next decode.
+            raise MemoryMisuse(f"Only {self._exact_length(seq)} tokens are exact: [{start}, {stop}) is not saved.")
+        return self._sequences.saved(seq, start, stop)
 
     def load_span(self, seq: SeqId, blob: Blob, start: int, stop: int) -> None:
         """Append tokens ``[start, stop)`` of the blob.
@@ -225,14 +203,35 @@ class Context:
             raise MemoryMisuse(f"A {self.traits.kind} memory has no state per token.")
         if self.length(seq) != start or not blob.start <= start < stop <= blob.stop:
             raise MemoryMisuse(f"Cannot append [{start}, {stop}) of {blob} to {self.length(seq)} tokens.")
-        try:
-            put_state(self._handle, self._scratch, blob.data, 0)
-            lib.llama_memory_seq_cp(self._memory, self._scratch, seq, start, stop)
-        finally:
-            lib.llama_memory_seq_rm(self._memory, self._scratch, -1, -1)
+        self._sequences.append(seq, start, blob, start, stop)
         self._lengths[seq] = stop
         if self.traits.has_checkpoints:
             self._awaiting_checkpoint.add(seq)
+
+    def load_shifted(self, seq: SeqId, blob: Blob, start: int, stop: int) -> None:
+        """Append tokens ``[start, stop)`` of the blob at other positions than they were computed at.
+
+        OutOfCells, OutOfMemory, SnapshotMismatch: nothing was changed. See `kvstet.engine.model.Model`.
+        """
+        if self.shift_refusal:
+            raise MemoryMisuse(f"State cannot be moved: {self.shift_refusal}.")
+        at = self.length(seq)
+        if not blob.start <= start < stop <= blob.stop or at + stop - start > self.max_length:
+            raise MemoryMisuse(f"Cannot append [{start}, {stop}) of {blob} to {at} tokens.")
+        self._sequences.append(seq, at, blob, start, stop)
+        self._lengths[seq] = at + stop - start
+        self._exact_lengths.setdefault(seq, at)
+
+    def splice(self, source: SeqId, target: SeqId, stop: int) -> None:
+        """Append what ``source`` holds up to ``stop`` at the same positions; see `kvstet.engine.model.Model`."""
+        if self.shift_refusal:
+            raise MemoryMisuse(f"State cannot be given to another sequence: {self.shift_refusal}.")
+        at = self.length(target)
+        if source == target or not at < stop <= self.length(source):
+            raise MemoryMisuse(f"Cannot append [{at}, {stop}) of sequence {source} ({self.length(source)} tokens).")
+        self._sequences.share(source, target, at, stop)
+        self._lengths[target] = stop
+        self._exact_lengths.setdefault(target, at)
 
     def save_checkpoint(self, seq: SeqId) -> Blob:
         """The summary state at the sequence's tip; for an opaque memory, all of it.
@@ -307,6 +306,9 @@ class Context:
     def _summary_flag(self) -> int:
         return 0 if self.traits.kind == "opaque" else PARTIAL_ONLY
 
+    def _exact_length(self, seq: SeqId) -> int:
+        return self._exact_lengths.get(seq, self.length(seq))
+
     def _set_adapters(self) -> None:
         adapters = self.model.adapters
         if not adapters:
@@ -323,7 +325,7 @@ class Context:
         self._tokens = np.zeros(n, np.int32)
         self._pos = np.zeros(n, np.int32)
         self._num_seqs = np.ones(n, np.int32)
-        self._seq_table = np.arange(len(self._lengths), dtype=np.int32)
+        self._seq_table = np.arange(self.num_sequences, dtype=np.int32)
         self._seq_pointers = np.zeros(n, np.uintp)
         self._outputs = np.zeros(n, np.int8)
         batch: Any = lib.llama_batch()
@@ -359,24 +361,6 @@ class Context:
             raise MemoryMisuse("A sequence was forked or loaded before its tip, and has no checkpoint yet.")
         ranks = np.arange(n, dtype=np.int32) - np.repeat(starts, counts).astype(np.int32)
         return self._lengths[seqs] + ranks
-
-    def _additive_state(self) -> Bytes:
-        """What the scratch sequence holds, as a span blob."""
-        if not self.traits.has_checkpoints:
-            return get_state(self._handle, self._scratch, 0)
-        if self.traits.kind == "hybrid":
-            # Drops the recurrent state that came along with the copy, before it is written out.
-            put_state(self._handle, self._scratch, self._empty_summary, PARTIAL_ONLY)
-        num_summary_bytes = state_size(self._handle, self._scratch, PARTIAL_ONLY) - HEADER_BYTES
-        data = get_state(self._handle, self._scratch, 0)
-        empty = self._empty_summary[HEADER_BYTES:]
-        if num_summary_bytes == len(empty):
-            return data
-        num_additive_bytes = len(data) - num_summary_bytes
-        blob = buffer(num_additive_bytes + len(empty))
-        blob[:num_additive_bytes] = data[:num_additive_bytes]
-        blob[num_additive_bytes:] = empty
-        return blob
 
     def _require_empty(self, seq: SeqId) -> None:
         if self.length(seq):

@@ -6,6 +6,7 @@ import sys
 
 from kvstet.config import ModelOptions
 from kvstet.llama.library import build_id
+from kvstet.llama.memory import keeps_window
 from kvstet.llama.model import Model
 from kvstet.llama.parameters import max_length
 from kvstet.types import MemoryTraits
@@ -28,5 +29,7 @@ def state_identity(model: Model, options: ModelOptions, traits: MemoryTraits) ->
         f"RoPE {options.rope_scaling} {options.rope_freq_base} {options.rope_freq_scale} stretched {is_stretched}",
         f"YaRN {options.yarn_orig_ctx} {options.yarn_ext_factor} {options.yarn_attn_factor}"
         f" {options.yarn_beta_fast} {options.yarn_beta_slow}",
+        # State that is saved in pieces is laid out otherwise.
+        *(("whole window",) if keeps_window(model, options) else ()),
         *adapters,
     )

@@ -10,6 +10,7 @@ import llama_cpp.llama_cpp as lib
 
 from kvstet.config import MIB, KvType, ModelOptions
 from kvstet.errors import ModelLoadError
+from kvstet.llama.memory import keeps_window
 from kvstet.llama.model import Model
 from kvstet.types import MemoryTraits
 
@@ -55,7 +56,7 @@ def context_parameters(model: Model, options: ModelOptions, traits: MemoryTraits
     """`llama_context_params` for this model and these options. ModelLoadError where options are out of range."""
     p: Any = lib.llama_context_default_params()
     p.n_ctx = max(live_cells(model, options), MAX_SEQUENCES)
-    p.n_seq_max = num_slots(options, traits)
+    p.n_seq_max = num_slots(options, traits, has_shadows=keeps_window(model, options))
     # libllama aborts where a batch does not hold a token of every sequence, or the cells not a batch.
     p.n_batch = max(options.batch_size, p.n_seq_max)
     p.n_ubatch = min(options.ubatch_size, p.n_batch)
@@ -65,7 +66,7 @@ def context_parameters(model: Model, options: ModelOptions, traits: MemoryTraits
     p.type_k = GGML_TYPES[options.cache_type_k]
     p.type_v = GGML_TYPES[options.cache_type_v]
     p.kv_unified = True  # one buffer for all sequences: forks are metadata only
-    p.swa_full = False  # a full window cache would still save the window only
+    p.swa_full = keeps_window(model, options)
     p.no_perf = True
     if options.rope_scaling is not None:
         p.rope_scaling_type = ROPE_SCALING[options.rope_scaling]
@@ -75,15 +76,18 @@ def context_parameters(model: Model, options: ModelOptions, traits: MemoryTraits
     return p
 
 
-def num_slots(options: ModelOptions, traits: MemoryTraits) -> int:
-    """Sequences to make: the running ones, parked ones, and one scratch."""
+def num_slots(options: ModelOptions, traits: MemoryTraits, *, has_shadows: bool = False) -> int:
+    """Sequences to make: the running ones, parked ones, and one scratch. Shadows: `kvstet.llama.shadows`."""
     # Each slot of a memory with checkpoints costs a whole window or recurrent state, so few are parked there.
     max_parallel = MAX_SEQUENCES - 1 - NUM_COSTLY_PARKED if traits.has_checkpoints else (MAX_SEQUENCES - 1) // 2
+    if has_shadows:
+        max_parallel = (MAX_SEQUENCES - 1) // 4
     if not 1 <= options.parallel <= max_parallel:
         raise ModelLoadError(
             f"--parallel must be between 1 and {max_parallel} for {traits.kind} memory, not {options.parallel}."
         )
-    return options.parallel + (NUM_COSTLY_PARKED if traits.has_checkpoints else options.parallel) + 1
+    num_sequences = options.parallel + (NUM_COSTLY_PARKED if traits.has_checkpoints else options.parallel)
+    return num_sequences * (2 if has_shadows else 1) + 1
 
 
 def max_length(model: Model, options: ModelOptions) -> int:

@@ -19,6 +19,7 @@ from kvstet.api.envelopes import json_response
 from kvstet.api.exchange import exchange_of
 from kvstet.api.job import Terms, chat_job, render
 from kvstet.api.ports import SchemaToGrammar, Served, Services
+from kvstet.api.wishes import Wishes, wishes_of
 from kvstet.errors import InvalidRequest
 from kvstet.types import DEFAULT_SAMPLING, Sampling
 
@@ -27,15 +28,17 @@ class Messages:
     """The two endpoints of the Messages API."""
 
     def __init__(self, services: Services) -> None:
-        self._metrics = services.metrics
+        self._services = services
 
     async def messages(self, request: Request, body: bytes, served: Served) -> Response:
-        understood = await in_worker(len(body), partial(_understand, body, exchange_of(request).id, served))
+        understood = await in_worker(
+            len(body), partial(understand, body, exchange_of(request).id, wishes_of(request), served)
+        )
         return await answer(
             request,
             understood.job,
             served,
-            self._metrics,
+            self._services,
             stream=partial(events.stream, understood),
             whole=partial(events.whole, understood),
             encode_error=events.encode_error,
@@ -46,14 +49,14 @@ class Messages:
         return json_response(await in_worker(len(body), partial(_count, body, served)))
 
 
-def _understand(body: bytes, id: str, served: Served) -> Answer:
+def understand(body: bytes, id: str, wishes: Wishes, served: Served) -> Answer:
     fields = decode(body, MessagesRequest)
     if fields.messages[-1].role == "assistant":
         raise InvalidRequest(
             "messages must not end with an assistant message: this server cannot go on with a reply that is given.",
             param="messages",
         )
-    terms = _terms(fields, served.schema_to_grammar)
+    terms = replace(_terms(fields, served.schema_to_grammar), wishes=wishes)
     job = chat_job(served, id, conversation_of(fields), terms, prompt_field="messages")
     return Answer(
         f"msg_{id}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from starlette.requests import Request
@@ -21,10 +22,11 @@ from kvstet.api.openai import requests as openai
 from kvstet.api.openai.sampling import sampling_of, stops_of
 from kvstet.api.openai.shapes import ChatShape
 from kvstet.api.ports import Served, Services
+from kvstet.api.wishes import Wishes, wishes_of
 from kvstet.errors import InvalidRequest
 
-Understand = Callable[[bytes, str, Served], Answer | Line]
-"""Body and id of a request, and its model -> how to answer it, or the answer where nothing is generated.
+Understand = Callable[[bytes, str, Wishes, Served], Answer | Line]
+"""Body, id and wishes of a request, and its model -> how to answer it, or the answer where nothing is generated.
 
 Raises a RequestError."""
 
@@ -47,23 +49,25 @@ class Replies:
     """The two endpoints that generate."""
 
     def __init__(self, services: Services) -> None:
-        self._metrics = services.metrics
+        self._services = services
 
     async def chat(self, request: Request, body: bytes, served: Served) -> Response:
-        return await self._serve(request, body, served, _understand_chat)
+        return await self._serve(request, body, served, understand_chat)
 
     async def generate(self, request: Request, body: bytes, served: Served) -> Response:
-        return await self._serve(request, body, served, _understand_prompt)
+        return await self._serve(request, body, served, understand_prompt)
 
     async def _serve(self, request: Request, body: bytes, served: Served, understand: Understand) -> Response:
-        understood = await in_worker(len(body), partial(understand, body, exchange_of(request).id, served))
+        understood = await in_worker(
+            len(body), partial(understand, body, exchange_of(request).id, wishes_of(request), served)
+        )
         if isinstance(understood, dict):
             return json_response(understood)
         return await answer(
             request,
             understood.job,
             served,
-            self._metrics,
+            self._services,
             stream=partial(events.stream, understood),
             whole=partial(events.whole, understood),
             encode_error=events.encode_error,
@@ -72,22 +76,23 @@ class Replies:
         )
 
 
-def _understand_chat(body: bytes, id: str, served: Served) -> Answer | Line:
+def understand_chat(body: bytes, id: str, wishes: Wishes, served: Served) -> Answer | Line:
     fields = decode(body, ChatRequest)
     model = fields.model or served.names[0]
     if not fields.messages:
         return events.loaded(model, chat_fields)
-    job = chat_job(served, id, conversation_of(fields), _terms(fields, served), prompt_field="messages")
+    terms = replace(_terms(fields, served), wishes=wishes)
+    job = chat_job(served, id, conversation_of(fields), terms, prompt_field="messages")
     return Answer(model, job, chat_fields, ChatShape(served.tokenizer))
 
 
-def _understand_prompt(body: bytes, id: str, served: Served) -> Answer | Line:
+def understand_prompt(body: bytes, id: str, wishes: Wishes, served: Served) -> Answer | Line:
     fields = decode(body, GenerateRequest)
     _check(fields)
     model = fields.model or served.names[0]
     if not fields.prompt:
         return events.loaded(model, generate_fields)
-    terms = _terms(fields, served)
+    terms = replace(_terms(fields, served), wishes=wishes)
     if fields.raw:
         job = text_job(served, id, [served.renderer.raw(fields.prompt)], terms, prompt_field="prompt")
     else:

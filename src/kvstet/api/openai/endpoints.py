@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from starlette.requests import Request
@@ -19,38 +20,41 @@ from kvstet.api.openai.requests import ChatRequest, CompletionRequest, Generatio
 from kvstet.api.openai.sampling import sampling_of, stops_of, token_limit
 from kvstet.api.openai.shapes import ChatShape, TextShape
 from kvstet.api.ports import Served, Services
+from kvstet.api.wishes import Wishes, wishes_of
 from kvstet.errors import InvalidRequest
 
-Understand = Callable[[bytes, str, Served], Answer]
-"""Body and id of a request, and its model -> how to answer it. Raises a RequestError."""
+Understand = Callable[[bytes, str, Wishes, Served], Answer]
+"""Body, id and wishes of a request, and its model -> how to answer it. Raises a RequestError."""
 
 
 class Completions:
     """The two endpoints that generate text."""
 
     def __init__(self, services: Services) -> None:
-        self._metrics = services.metrics
+        self._services = services
 
     async def chat(self, request: Request, body: bytes, served: Served) -> Response:
-        return await self._serve(request, body, served, _understand_chat)
+        return await self._serve(request, body, served, understand_chat)
 
     async def text(self, request: Request, body: bytes, served: Served) -> Response:
-        return await self._serve(request, body, served, _understand_text)
+        return await self._serve(request, body, served, understand_text)
 
     async def _serve(self, request: Request, body: bytes, served: Served, understand: Understand) -> Response:
-        understood = await in_worker(len(body), partial(understand, body, exchange_of(request).id, served))
+        understood = await in_worker(
+            len(body), partial(understand, body, exchange_of(request).id, wishes_of(request), served)
+        )
         return await answer(
             request,
             understood.job,
             served,
-            self._metrics,
+            self._services,
             stream=partial(answers.stream, understood),
             whole=partial(answers.whole, understood),
             encode_error=answers.encode_error,
         )
 
 
-def _understand_chat(body: bytes, id: str, served: Served) -> Answer:
+def understand_chat(body: bytes, id: str, wishes: Wishes, served: Served) -> Answer:
     fields = decode(body, ChatRequest)
     if fields.top_logprobs and not fields.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs to be true.", param="top_logprobs")
@@ -60,11 +64,11 @@ def _understand_chat(body: bytes, id: str, served: Served) -> Answer:
         max_new_tokens=token_limit(fields.max_completion_tokens, fields.max_tokens, fields.n_predict),
         num_logprobs=(fields.top_logprobs or 0) if fields.logprobs else None,
     )
-    job = chat_job(served, id, conversation_of(fields), terms, prompt_field="messages")
+    job = chat_job(served, id, conversation_of(fields), replace(terms, wishes=wishes), prompt_field="messages")
     return Answer(head_of(f"chatcmpl-{id}", fields, served), job, ChatShape(served.tokenizer), _includes_usage(fields))
 
 
-def _understand_text(body: bytes, id: str, served: Served) -> Answer:
+def understand_text(body: bytes, id: str, wishes: Wishes, served: Served) -> Answer:
     fields = decode(body, CompletionRequest)
     _check_text_fields(fields)
     terms = _terms(
@@ -74,7 +78,7 @@ def _understand_text(body: bytes, id: str, served: Served) -> Answer:
         num_logprobs=fields.logprobs,
     )
     prompts = prompts_of(fields.prompt, served)
-    job = text_job(served, id, prompts, terms, prompt_field="prompt")
+    job = text_job(served, id, prompts, replace(terms, wishes=wishes), prompt_field="prompt")
     echoes = [prompt.text for prompt in prompts for _ in range(terms.num_choices)] if fields.echo else None
     head = head_of(f"cmpl-{id}", fields, served)
     return Answer(head, job, TextShape(served.tokenizer), _includes_usage(fields), echoes)

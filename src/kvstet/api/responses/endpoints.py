@@ -26,6 +26,7 @@ from kvstet.api.responses.requests import Item, ResponsesRequest
 from kvstet.api.responses.store import KeptItem, ResponseStore, StoredResponse, kept_inputs, page_of
 from kvstet.api.responses.tools import Toolbox, toolbox_of
 from kvstet.api.responses.truncation import job_that_fits
+from kvstet.api.wishes import Wishes, wishes_of
 from kvstet.errors import InvalidRequest, RequestError
 from kvstet.types import Sampling
 
@@ -61,18 +62,20 @@ class Responses:
     """The endpoints. Stored responses are kept in memory, and lost when the server restarts."""
 
     def __init__(self, services: Services, store: ResponseStore | None = None) -> None:
-        self._metrics = services.metrics
+        self._services = services
         self._store = store or ResponseStore()
 
     async def create(self, request: Request, body: bytes, served: Served) -> Response:
-        understood = await in_worker(len(body), partial(self._understand, body, exchange_of(request).id, served))
+        understood = await in_worker(
+            len(body), partial(self.understand, body, exchange_of(request).id, wishes_of(request), served)
+        )
         head, job, keep = understood.head, understood.job, partial(self._keep, understood)
         stream = Stream(head)
         return await answer(
             request,
             job,
             served,
-            self._metrics,
+            self._services,
             stream=lambda generation: events.stream(stream, job, generation, keep),
             whole=lambda generation: events.whole(head, job, generation, keep),
             encode_error=stream.failure,
@@ -100,7 +103,7 @@ class Responses:
         after = request.query_params.get("after")
         return json_response(page_of(stored, order=order, limit=_page_limit(request), after=after))
 
-    def _understand(self, body: bytes, number: str, served: Served) -> Understood:
+    def understand(self, body: bytes, id: str, wishes: Wishes, served: Served) -> Understood:
         fields = decode(body, ResponsesRequest)
         _check(fields)
         history = self._store.history(fields.previous_response_id)
@@ -108,10 +111,10 @@ class Responses:
         new_items = resolved(items_of(fields.input), self._store.find_item)
         tools = toolbox_of(fields.tools or (), found_tools([*old_items, *new_items]))
         conversation = conversation_of(fields, old_items, new_items, tools)
-        terms = _terms(fields, served)
+        terms = replace(_terms(fields, served), wishes=wishes)
         return Understood(
-            head=_head(fields, number, terms.sampling, tools, served),
-            job=_job(fields, number, conversation, terms, served),
+            head=_head(fields, id, terms.sampling, tools, served),
+            job=_job(fields, id, conversation, terms, served),
             history=history,
             new_items=new_items,
             is_stored=fields.store is not False,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 logger = logging.getLogger("kvstet.cache")
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 BUSY_SECONDS = 2.0
 
 _SCHEMA = """
@@ -39,6 +39,7 @@ CREATE TABLE quarantine (
     fingerprint BLOB, prefix BLOB, noted REAL NOT NULL, divergence REAL NOT NULL, floor REAL NOT NULL,
     PRIMARY KEY (fingerprint, prefix)) WITHOUT ROWID;
 CREATE TABLE noise_floors (fingerprint BLOB PRIMARY KEY, content TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE drift_gates (fingerprint BLOB PRIMARY KEY, content TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE file_hashes (
     path TEXT PRIMARY KEY, num_bytes INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, inode INTEGER NOT NULL,
     digest BLOB NOT NULL) WITHOUT ROWID;

@@ -239,7 +239,7 @@ class Index:
         rows = self._db.execute("SELECT coalesce(sum(num_bytes), 0) FROM writes WHERE minute >= ?", (since,))
         return int(rows.fetchone()[0])
 
-    # Quarantine, noise floors, hashes of model files
+    # Quarantine, noise floors, drift gates, hashes of model files
 
     def quarantine(self, fingerprint: bytes, prefixes: Iterable[bytes], divergence: float, floor: float) -> None:
         rows = [(fingerprint, prefix, self._clock(), divergence, floor) for prefix in prefixes]
@@ -256,6 +256,13 @@ class Index:
 
     def set_noise_floor(self, fingerprint: bytes, content: str) -> None:
         self._db.execute("INSERT OR REPLACE INTO noise_floors VALUES (?, ?)", (fingerprint, content))
+
+    def drift_gate(self, fingerprint: bytes) -> str | None:
+        row = self._db.execute("SELECT content FROM drift_gates WHERE fingerprint = ?", (fingerprint,)).fetchone()
+        return row and row[0]
+
+    def set_drift_gate(self, fingerprint: bytes, content: str) -> None:
+        self._db.execute("INSERT OR REPLACE INTO drift_gates VALUES (?, ?)", (fingerprint, content))
 
     def file_hash(self, path: Path, state: os.stat_result) -> bytes | None:
         """None where the file is not, by size, mtime and inode, the one whose hash was noted."""
@@ -274,7 +281,7 @@ class Index:
 
     def clear(self, fingerprint: bytes | None) -> None:
         """Forget a model, or all (None), and leave no trace of it in the file. The write budget stays used."""
-        everything = ("blobs", "models", "quarantine", "noise_floors", "file_hashes")
+        everything = ("blobs", "models", "quarantine", "noise_floors", "drift_gates", "file_hashes")
         with self.transaction():
             if fingerprint is None:
                 for table in everything:
@@ -282,7 +289,7 @@ class Index:
             else:
                 blobs = "DELETE FROM blobs WHERE model = (SELECT id FROM models WHERE fingerprint = ?)"
                 self._db.execute(blobs, (fingerprint,))
-                for table in ("models", "quarantine", "noise_floors"):
+                for table in ("models", "quarantine", "noise_floors", "drift_gates"):
                     self._db.execute(f"DELETE FROM {table} WHERE fingerprint = ?", (fingerprint,))
         # What was deleted is overwritten with zeros; that the file shrinks can wait until nobody else works on it.
         with contextlib.suppress(sqlite3.OperationalError):

@@ -181,6 +181,13 @@ class DiskStore:
     def set_noise_floor(self, fingerprint: bytes, text: str) -> None:
         self.run(lambda index: index.set_noise_floor(fingerprint, text))
 
+    def drift_gate(self, fingerprint: bytes) -> str | None:
+        """What `set_drift_gate` was given."""
+        return self.run(lambda index: index.drift_gate(fingerprint))
+
+    def set_drift_gate(self, fingerprint: bytes, text: str) -> None:
+        self.run(lambda index: index.set_drift_gate(fingerprint, text))
+
     def file_hash(self, path: Path) -> bytes | None:
         """What `set_file_hash` was given for this very file: its size, mtime and inode are the same. Raises OSError."""
         state = path.stat()

@@ -201,6 +201,10 @@ class DiskTier:
         """Remember how far two cold runs of this model lie apart."""
         self._ask(lambda store: store.set_noise_floor(self._fingerprint, text), None)
 
+    def drift_gate(self) -> str | None:
+        """What `kvstet verify --fidelity approximate` has found out about this model (`kvstet.engine.gate`)."""
+        return self._ask(lambda store: store.drift_gate(self._fingerprint), None)
+
     def foreign(self) -> list[ForeignBlob]:
         """Other models' blobs."""
         return self._ask(lambda store: store.run(lambda index: index.foreign(self._fingerprint)), [])

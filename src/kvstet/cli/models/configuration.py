@@ -33,7 +33,7 @@ MODEL_KEYS = frozenset(
     | {"watchdog", "ctx_size", "live_cells", "batch_size", "ubatch_size", "threads", "threads_batch", "n_gpu_layers"}
     | {"flash_attn", "cache_type_k", "cache_type_v", "rope_scaling", "rope_freq_base", "rope_freq_scale"}
     | {"yarn_orig_ctx", "yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow", "repack", "mmap"}
-    | {"mlock"}
+    | {"mlock", "swa_full", "anticipate", "anticipate_budget"}
 )
 """Options that each model can have for itself."""
 

@@ -1,0 +1,1 @@
+"""Conversations as a client means them, said so that they begin as they did before: fidelity ``equivalent``."""
