@@ -169,3 +169,13 @@ def test_without_a_model_tokens_are_estimated():
         f"Recomputed {edit.num_tokens} tokens: the client replaced the tool result in message 5"
     )
     assert " s. " not in verdict.sentence
+
+
+def test_a_new_message_whose_opening_was_foreseen_is_appended():
+    """It was computed while nobody asked, so the known path ends within it."""
+    messages = conversation()
+    reply = {"role": "assistant", "content": ""}
+    verdict = explain(snap(messages), [*messages, reply, user("And now?")], LENGTH * (len(messages) + 1) + 3)
+    assert verdict.kind == "append"
+    assert verdict.sentence.startswith("Appended: computed ")
+    assert verdict.edits == ()

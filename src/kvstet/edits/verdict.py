@@ -71,7 +71,7 @@ def explained(place: Place, after: Snapshot, reuse: Reuse, seconds: float | None
 
     What was changed is told first, and what it made to be computed again.
     """
-    base = verdict(reuse, after.spans)
+    base = _as_placed(verdict(reuse, after.spans), place, after, reuse)
     edits = priced(place, after, reuse, seconds)
     blamed = _blamed(edits)
     if base.kind == "evicted" or not edits:
@@ -79,6 +79,18 @@ def explained(place: Place, after: Snapshot, reuse: Reuse, seconds: float | None
     if blamed:
         return _blaming(base, reuse, after.spans, edits, blamed)
     return replace(base, sentence=_opened(base, edits), edits=edits)
+
+
+def _as_placed(base: Verdict, place: Place, after: Snapshot, reuse: Reuse) -> Verdict:
+    """Where the prompt left the known path in a message that is new, it was appended.
+
+    The path may go on into such a message: how it is opened was foreseen, and computed before it came.
+    """
+    if base.kind != "diverged" or place.before is None or base.message is None:
+        return base
+    is_new = base.message >= len(place.before.told)
+    span = span_at(reuse.num_known_tokens, after.spans)
+    return _appended(reuse, after.spans, span) if is_new and span is not None else base
 
 
 def for_log(verdict: Verdict) -> str:
