@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from kvstet.cache.cache import Cache
 from kvstet.cache.tier import RamTier
 from kvstet.config import EngineOptions, ModelOptions
 from kvstet.engine.engine import Engine
+from kvstet.engine.gate import DriftGate
 from kvstet.engine.messages import Event, Failed, Generate, Started, Token
 from kvstet.engine.model import Batch, Sampler
 from kvstet.llama.context import Context
@@ -70,6 +72,7 @@ class RealEngine:
     ram_bytes: int = 1 << 30
     parallel: int = 8
     num_reply_tokens: int = 12
+    gate: DriftGate | None = None
     reuses: list[Reuse] = field(default_factory=list[Reuse])
 
     def __post_init__(self) -> None:
@@ -88,7 +91,8 @@ class RealEngine:
         self.context = RecordingContext(self.model, options)
         self.cold = Context(self.model, options)
         self.cache = Cache(self.context.traits, RamTier(self.ram_bytes))
-        self.engine = Engine(self.context, self.cache, EngineOptions(prefill_chunk=CHUNK), parallel=self.parallel)
+        options = EngineOptions(prefill_chunk=CHUNK)
+        self.engine = Engine(self.context, self.cache, options, parallel=self.parallel, gate=self.gate)
         self.events: dict[str, list[Event]] = {}
         self._names = iter(range(1_000_000))
 
@@ -97,7 +101,7 @@ class RealEngine:
         self.cold.close()
         self.model.close()
 
-    def submit(self, tokens: list[int], cuts: tuple[int, ...] = ()) -> str:
+    def submit(self, tokens: list[int], cuts: tuple[int, ...] = (), **more: Any) -> str:
         name = f"r{next(self._names)}"
         request = Generate(
             RequestId(name),
@@ -106,6 +110,7 @@ class RealEngine:
             max_new_tokens=self.num_reply_tokens,
             sampling=GREEDY,
             ignore_eos=True,
+            **more,
         )
         self.engine.submit(request)
         return name
@@ -130,8 +135,8 @@ class RealEngine:
     def reply(self, name: str) -> list[int]:
         return [event.token for event in self.events[name] if isinstance(event, Token)]
 
-    def ask(self, tokens: list[int], cuts: tuple[int, ...] = ()) -> list[int]:
-        name = self.submit(tokens, cuts)
+    def ask(self, tokens: list[int], cuts: tuple[int, ...] = (), **more: Any) -> list[int]:
+        name = self.submit(tokens, cuts, **more)
         self.run()
         return self.reply(name)
 
