@@ -41,6 +41,7 @@ class Foresight:
     def __init__(self, anticipate: Callable[[Anticipate], None]) -> None:
         self._anticipate = anticipate
         self._habits = Habits()
+        self._is_closed = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -59,6 +60,8 @@ class Foresight:
         self, render: Render, messages: Sequence[Message], tool_names: frozenset[str], reply: ParsedReply
     ) -> None:
         """The reply to these messages is finished. Never waits and never raises."""
+        if self._is_closed:
+            return
         as_they_are = list(messages)
         # The likelier one last: the engine begins with that.
         candidates = [as_they_are]
@@ -68,6 +71,11 @@ class Foresight:
         # The loop itself holds tasks weakly.
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Nothing is rendered any more once this returns: what renders may be freed."""
+        self._is_closed = True
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _expect(self, render: Render, candidates: Sequence[list[Message]], reply: ParsedReply) -> None:
         for messages in candidates:

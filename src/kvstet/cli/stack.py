@@ -127,4 +127,6 @@ class LoadedModel:
     async def close(self) -> None:
         """Stop the engine and free the vocabulary; nobody may use them any more. May be called again."""
         await self.served.engine.close()
+        if self.served.foresight is not None:
+            await self.served.foresight.close()
         self.text.close()
