@@ -136,10 +136,15 @@ def test_the_gate_opens_for_the_kinds_that_have_passed():
     assert DriftGate.from_json(gate.to_json()) == gate
 
 
-def test_drift_within_the_noise_passes_whatever_the_edit_costs():
-    quiet = drifts_of("remove", 0.0012, 0.99, nothing=0.0013)
-    assert judge(quiet, [SOUND], []).is_open("remove")
-    # Beyond the noise, and more than half of what the edit costs.
+def test_edits_that_change_nothing_beyond_noise_prove_nothing():
+    quiet = judge(drifts_of("remove", 0.0012, 0.99, nothing=0.0013), [SOUND], [])
+    assert "even ignoring these edits lies within the noise" in quiet.kinds["remove"].reason
+    assert not quiet.is_open("remove")
+
+
+def test_drift_is_held_against_what_the_edit_costs_beyond_noise():
+    assert judge(drifts_of("remove", 0.0039, 0.99, nothing=0.005), [SOUND], []).is_open("remove")  # within the noise
+    assert judge(drifts_of("remove", 0.05, 0.99, nothing=0.1), [SOUND], []).is_open("remove")
     assert not judge(drifts_of("remove", 0.02, 0.99, nothing=0.03), [SOUND], []).is_open("remove")
 
 

@@ -98,9 +98,11 @@ def _objections(num_edits: int, drift: Drift, nothing: Drift, floor: NoiseFloor)
         yield f"fewer than {MIN_EDITS} edits"
     if drift.agreement < MIN_AGREEMENT:
         yield f"same top token at {drift.agreement:.1%}, not {MIN_AGREEMENT:.0%}"
-    # An edit that hardly changes what follows costs no more than noise, whatever is done: a share of that says nothing.
-    limit = floor.mean + MAX_SHARE_OF_EDIT * max(0.0, nothing.mean - floor.mean)
-    if not drift.mean <= max(limit, allowed(floor, drift.num_positions)):
+    noise = allowed(floor, drift.num_positions)
+    if nothing.mean <= noise:
+        # Then state that is wrong would pass as well.
+        yield "too little to tell by: even ignoring these edits lies within the noise"
+    elif not drift.mean <= max(noise, floor.mean + MAX_SHARE_OF_EDIT * (nothing.mean - floor.mean)):
         yield f"drift is beyond noise, and more than {MAX_SHARE_OF_EDIT:.0%} of what ignoring the edit costs"
 
 
