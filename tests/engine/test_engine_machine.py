@@ -60,7 +60,7 @@ class CheckedEngine(Harness):
     def start_process(self) -> None:
         super().start_process()
         self.engine.live.take = self._checked_take(self.engine)
-        self.engine._plan = self._checked_plan(self.engine)
+        self.engine.admission.plan = self._checked_plan(self.engine)
         self._is_cold = False
         self.model.decode = self._checked_decode(self.engine)
 
@@ -147,7 +147,7 @@ class CheckedEngine(Harness):
         return checked
 
     def _checked_plan(self, engine: Engine):
-        plan = engine._plan
+        plan = engine.admission.plan
 
         def checked(job: Job, node: Node) -> Plan:
             self._is_cold = not job.request.cache_prompt

@@ -9,28 +9,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvstet.cache.cache import Cache
-from kvstet.cache.plan import Plan
 from kvstet.cache.rates import num_looks
-from kvstet.cache.tree import Node
 from kvstet.config import EngineOptions
+from kvstet.engine.admission import Admission, Admitted
 from kvstet.engine.anticipation import Anticipator
 from kvstet.engine.appraisal import appraised
 from kvstet.engine.approximation import Approximator
 from kvstet.engine.audit import Auditor
 from kvstet.engine.batching import Segment, Work, next_work
 from kvstet.engine.counters import Counters
-from kvstet.engine.cuts import cuts_of, next_stop
-from kvstet.engine.detour import Detour, former_of
+from kvstet.engine.cuts import next_stop
 from kvstet.engine.gate import DriftGate
 from kvstet.engine.idle import IdleWork
 from kvstet.engine.job import Job
-from kvstet.engine.live import LiveSet, LostBlob
+from kvstet.engine.live import LiveSet
 from kvstet.engine.logprobs import logprobs_of
 from kvstet.engine.messages import (
     Anticipate,
@@ -52,16 +49,12 @@ from kvstet.errors import (
     InvalidRequest,
     KvstetError,
     OutOfCells,
-    OutOfMemory,
     QueueFull,
 )
-from kvstet.types import RequestId, Reuse, Tokens
+from kvstet.types import RequestId, Tokens
 
 BUSY_SHARE = 0.05
 """Part of the time that writing may take while requests run: it costs them a little (`bench/saving.py`)."""
-
-SPARE_CELLS = 32
-"""Cells that must be free beyond the prompt for a request to be admitted beside others."""
 
 
 class Engine:
@@ -92,6 +85,7 @@ class Engine:
         self._events: list[Event] = []
         self._counters = Counters()
         self.approximator = Approximator(model, cache, self.live, gate)
+        self.admission = Admission(model, cache, self.live, self.approximator, clock)
         self.auditor = Auditor(model, cache, self.live, share=options.audit_share)
         self.anticipator = Anticipator(model, cache, self.live, share=options.anticipate_share, may_work=has_energy)
         self._idle_work = IdleWork(cache, self.live, self.approximator, self.anticipator, self.auditor)
@@ -193,114 +187,25 @@ class Engine:
                 self._fail(job, error)
 
     def _start(self, job: Job) -> bool:
-        """Bring a job's prefix to life and let it run. False: not in this step, neither it nor anyone behind it."""
-        node = self._place(job)
-        plan = self._plan(job, node)
-        job.wait = plan.wait
-        if plan.wait is not None:
-            return True
-        if job.former is not None and self._start_on_stray(job, job.former, plan):
-            return True
-        num_parked = self.live.num_parked
-        if not self._has_room(job, plan):
-            return False
-        if self.live.num_parked < num_parked:
-            # What was released to make room may have been a part of the plan.
-            plan = self._plan(job, node)
-        begun = self._clock()
-        try:
-            plan = self._take(job, plan, node)
-        except LostBlob:
-            return False  # The next step plans without it.
-        except OutOfCells:
-            return self._make_do(job)
-        self._begin(job, plan, self._clock() - begun)
-        self.approximator.follow(job)
-        return True
-
-    def _start_on_stray(self, job: Job, former: Tokens, plan: Plan) -> bool:
-        """Find out whether moved state spares much, and let the job run where it stands already."""
-        found = self.approximator.plan(job.tokens, former, plan)
-        job.detour, job.exact_because = (found, None) if isinstance(found, Detour) else (None, found)
-        num_left = len(job.tokens) - (found.resume if isinstance(found, Detour) else 0)
-        if not self.approximator.begin_on_stray(job, num_left + self._num_promised + SPARE_CELLS):
-            return False
-        self._begin(job, plan, 0.0)
-        return True
-
-    def _begin(self, job: Job, plan: Plan, load_seconds: float) -> None:
+        """Let a job run, if it can. False: not in this step, neither it nor anyone behind it."""
+        admitted = self.admission.admit(job, self._running)
+        if not isinstance(admitted, Admitted):
+            return admitted == "waits"
         self._waiting.remove(job)
         self._running.append(job)
         if job.sampler is None:
             job.sampler = self._model.sampler(job.request.sampling, job.request.tokens)
-            self._tell_started(job, plan, load_seconds)
-            self.auditor.note(job.request.tokens, plan.resume)
-            self.anticipator.note(job.request.tokens, plan.resume)
-
-    def _take(self, job: Job, plan: Plan, node: Node) -> Plan:
-        """Bring the plan to life, or one that loads nothing where there is no memory to load with."""
-        try:
-            job.branch = self.live.take(plan, node)
-        except OutOfMemory:
-            plan = self.cache.plan_cold(job.tokens)
-            job.branch = self.live.take(plan, node)
-        return plan
-
-    def _plan(self, job: Job, node: Node) -> Plan:
-        return self.cache.plan_to(node) if job.request.cache_prompt else self.cache.plan_cold(job.tokens)
-
-    def _place(self, job: Job) -> Node:
-        """The job's end in the tree, pinned so that what leads there stays."""
-        if job.node is None:
-            match = self.cache.look_up(job.tokens)
-            job.num_known = match.length
-            if job.request.fidelity == "approximate" and job.request.cache_prompt:
-                job.former = former_of(match)
-            job.node = self.cache.insert(job.tokens, cuts_of(job.request, len(job.tokens), match, self.cache), match)
-            self.cache.pin(job.node)
-        return job.node
-
-    def _has_room(self, job: Job, plan: Plan) -> bool:
-        num_own = max(len(job.tokens) - plan.num_reused_tokens, plan.num_cells_to_load)
-        num_cells = num_own + self._num_promised + SPARE_CELLS
-        keep = plan.fork.branch if plan.fork else None
-        if self.live.make_room(num_cells, keep=keep):
-            return True
-        if self._running:
-            return False
-        # Alone, it gets all there is, also what it would have forked from.
-        self.live.make_room(min(num_cells, self._model.num_cells))
+            self._tell_started(job, admitted)
+            self.auditor.note(job.request.tokens, admitted.resume)
+            self.anticipator.note(job.request.tokens, admitted.resume)
+        self.approximator.follow(job)
         return True
 
-    @property
-    def _num_promised(self) -> int:
-        """Cells that running prompts were admitted for: theirs, though they do not hold them yet."""
-        return sum(other.num_left for other in self._running if other.is_computing)
-
-    def _make_do(self, job: Job) -> bool:
-        """State did not fit after all: try again alone, or else later."""
-        if self._running:
-            return False
-        if self.live.num_parked:
-            self.live.make_room(self._model.num_cells)
-            return self._start(job)
-        raise OutOfCells(f"{len(job.tokens)} tokens do not fit in {self._model.num_cells} live cells.")
-
-    def _tell_started(self, job: Job, plan: Plan, load_seconds: float) -> None:
+    def _tell_started(self, job: Job, admitted: Admitted) -> None:
         job.started = self._clock()
-        reuse = Reuse(
-            num_reused_tokens=plan.num_reused_tokens,
-            num_loaded_tokens=plan.num_loaded_tokens,
-            num_shifted_tokens=0,
-            num_computed_tokens=len(job.tokens) - plan.resume,
-            # While it waited, others may have made more of it known.
-            num_known_tokens=max(job.num_known, plan.resume),
-        )
-        if job.detour is not None:
-            reuse = replace(job.detour.reuse, num_known_tokens=reuse.num_known_tokens)
-        self._counters.add_reuse(reuse)
-        queue_seconds = job.started - job.submitted - load_seconds
-        self._events.append(Started(job.id, reuse, max(0.0, queue_seconds), load_seconds, job.exact_because))
+        self._counters.add_reuse(admitted.reuse)
+        queue_seconds = max(0.0, job.started - job.submitted - admitted.load_seconds)
+        self._events.append(Started(job.id, admitted.reuse, queue_seconds, admitted.load_seconds, job.exact_because))
 
     # Decoding
 
