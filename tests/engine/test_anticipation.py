@@ -219,3 +219,14 @@ def test_it_shows_what_it_does():
     h = harness()
     h.anticipate(words(300, 1))
     assert repr(h.engine.anticipator) == "<Anticipator 1 guesses, 0 tokens ahead, 0 used, 0 wasted>"
+
+
+def test_a_guess_costs_nobody_what_is_not_saved():
+    """Neither cells nor the last sequence are taken from a branch that RAM has no room for."""
+    h = harness(num_cells=450, max_length=450, ram_bytes=0)
+    first = h.ask("a", words(300))
+    h.anticipate(words(300, 1))
+    h.idle()
+    assert h.engine.anticipator.num_tokens == 0
+    h.ask("b", first + words(10, 2))
+    assert h.reuse("b").num_computed_tokens <= 12

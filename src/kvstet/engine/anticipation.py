@@ -178,7 +178,7 @@ class Anticipator:
         branch = None
         try:
             with self._cache.lease(node):
-                branch = self._branch_to(node)
+                branch = self._branch_to(node, guess)
                 if branch is not None:
                     yield from self._compute(branch, node, guess)
         finally:
@@ -187,14 +187,16 @@ class Anticipator:
             else:
                 self._cache.forget_path(node)
 
-    def _branch_to(self, node: Node) -> Branch | None:
+    def _branch_to(self, node: Node, guess: Guess) -> Branch | None:
         """A running branch on the path to ``node``. None: too little is missing, or there is no room for it."""
         plan = self._cache.plan_to(node)
         num_missing = node.stop - plan.num_reused_tokens
         keep = plan.fork.branch if plan.fork else None
         if node.stop - plan.resume < MIN_TOKENS:
             return None
-        if not self._live.make_room(max(num_missing, plan.num_cells_to_load), keep=keep):
+        # A guess must not cost anyone what is there; a repair is owed.
+        make_room = self._live.make_room if guess.is_repair else self._live.make_room_to_borrow
+        if not make_room(max(num_missing, plan.num_cells_to_load), keep=keep):
             return None
         return self._live.take(self._cache.plan_to(node), node)
 

@@ -135,9 +135,9 @@ class LiveSet:
 
     # Lending
 
-    def make_room_to_borrow(self, num_tokens: int) -> bool:
+    def make_room_to_borrow(self, num_tokens: int, *, keep: Branch | None = None) -> bool:
         """Whether a sequence and the cells for so many tokens can be had, letting go of nothing that is not saved."""
-        saved = [branch for branch in self.parked if self._is_saved(branch)]
+        saved = [branch for branch in self.parked if self._is_saved(branch) and branch is not keep]
         others = self._cache.live - set(saved)
         if not (self._free or saved) or self._model.num_cells - self._cache.num_cells(others) < num_tokens:
             return False
