@@ -78,9 +78,6 @@ class LengthModel:
     def load_shifted(self, seq: SeqId, blob: Blob, start: int, stop: int) -> None:
         self._lengths[seq] += stop - start
 
-    def splice(self, source: SeqId, target: SeqId, stop: int) -> None:
-        self._lengths[target] = stop
-
     def save_checkpoint(self, seq: SeqId) -> Blob:
         raise NotImplementedError
 

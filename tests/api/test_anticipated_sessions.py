@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 from tests.api.harness import eventually, running
 from tests.api.played_engine import PlayedEngine
 from tests.api.traces import Step, reply_text, spelt, steps
+from tests.contexts import opened
 
 from kvstet.api.foresight import Foresight
 from kvstet.cache.tree import num_equal
@@ -23,7 +23,6 @@ from kvstet.chat.ledger import Ledger
 from kvstet.chat.renderer import Renderer
 from kvstet.config import ModelOptions
 from kvstet.engine.model import Model as EngineModel
-from kvstet.llama.context import Context
 from kvstet.llama.model import Model
 from kvstet.types import Fidelity, Tokens
 
@@ -44,6 +43,7 @@ the state of the repository, and a tree of the folder, in front of everything.""
 
 
 TOYS = ("llama-dense", "qwen35-dense")
+TOY_OPTIONS = ModelOptions(Path(), ctx_size=CONTEXT, live_cells=2 * CONTEXT, parallel=4)
 
 TOOL = {
     "type": "function",
@@ -167,17 +167,6 @@ def test_equivalent_prompts_leave_hardly_more_than_new_text(name: str, most: flo
     assert share <= most
 
 
-@contextmanager
-def toy_context(path: Path) -> Iterator[Context]:
-    options = ModelOptions(path, ctx_size=CONTEXT, live_cells=2 * CONTEXT, parallel=4)
-    with Model.load(options) as model:
-        context = Context(model, options)
-        try:
-            yield context
-        finally:
-            context.close()
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("toy", TOYS)
@@ -185,7 +174,7 @@ def toy_context(path: Path) -> Iterator[Context]:
 def test_real_models_have_it_in_time(
     name: str, toy: str, vocabulary: Model, toy_path: Callable[..., Path], smollm2_path: Path
 ):
-    with toy_context(toy_path(toy, vocabulary=smollm2_path, context_length=CONTEXT)) as context:
+    with opened(toy_path(toy, vocabulary=smollm2_path, context_length=CONTEXT), TOY_OPTIONS) as context:
         session = AnticipatedSession(steps(name), vocabulary, context)
     print(f"{name} on {toy}: {session.share:.3f} {session.engine.engine.anticipator!r}")
     assert session.share <= MOST[name]
@@ -253,5 +242,5 @@ def test_a_word_of_thanks_costs_next_to_nothing(seconds: float, vocabulary: Mode
 def test_nor_does_it_on_real_models(
     seconds: float, toy: str, vocabulary: Model, toy_path: Callable[..., Path], smollm2_path: Path
 ):
-    with toy_context(toy_path(toy, vocabulary=smollm2_path, context_length=CONTEXT)) as context:
+    with opened(toy_path(toy, vocabulary=smollm2_path, context_length=CONTEXT), TOY_OPTIONS) as context:
         check_thanks(vocabulary, context, seconds)

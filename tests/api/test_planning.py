@@ -80,6 +80,19 @@ def test_all_parts_and_the_time_are_told_for_each_fidelity():
 
 
 @pytest.mark.parametrize(
+    ("headers", "expected"),
+    [({}, ["exact", "equivalent", "approximate"]), ({"x-kvstet-edit": "redact"}, ["exact"] * 3)],
+)
+def test_a_request_that_takes_a_secret_out_is_planned_as_it_would_be_served(
+    headers: dict[str, str], expected: list[str]
+):
+    engine = ScriptedEngine()
+    with running(engine) as site, site.http() as http:
+        assert http.post("/v1/kvstet/plan", json=CHAT, headers=headers).status_code == 200
+    assert [question.fidelity for question in engine.questions] == expected
+
+
+@pytest.mark.parametrize(
     ("body", "param"),
     [
         ({"messages": []}, "messages"),

@@ -52,10 +52,6 @@ class Forgetful(FakeModel):
         super().load_shifted(seq, blob, start, stop)
         self._exact_lengths.clear()
 
-    def splice(self, source: SeqId, target: SeqId, stop: int) -> None:
-        super().splice(source, target, stop)
-        self._exact_lengths.clear()
-
 
 def fake(kind: type[FakeModel], traits: MemoryTraits = ATTENTION) -> FakeModel:
     return kind(traits, num_cells=1 << 15, max_length=8192, vocab_size=VOCABULARY)

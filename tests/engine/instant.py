@@ -82,9 +82,6 @@ class InstantModel:
     def load_shifted(self, seq: SeqId, blob: Blob, start: int, stop: int) -> None:
         self._lengths[seq] += stop - start
 
-    def splice(self, source: SeqId, target: SeqId, stop: int) -> None:
-        self._lengths[target] = stop
-
     def save_checkpoint(self, seq: SeqId) -> Blob:
         return Blob(0, self._lengths[seq], np.empty(self._checkpoint_bytes, np.uint8))
 

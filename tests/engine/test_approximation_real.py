@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tests.engine.real import RealEngine
 
+from kvstet.engine import graft
 from kvstet.engine.drift import EDIT_KINDS
 from kvstet.engine.gate import DriftGate, KindVerdict
 from kvstet.engine.graft import SEAM_TOKENS
@@ -20,6 +21,12 @@ MAX_DIVERGENCE = 1e-9
 
 def words(num_tokens: int, seed: int) -> list[int]:
     return np.random.default_rng(seed).integers(3, 128, num_tokens).tolist()
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a tail is moved in several."""
+    monkeypatch.setattr(graft, "PIECE_TOKENS", 500)
 
 
 @pytest.mark.parametrize(

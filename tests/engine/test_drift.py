@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.contexts import opened
 from tests.engine.harness import words
 from tests.llama.test_shift import forgetful
 from tests.toys import gain, toy_path
@@ -17,7 +19,6 @@ from kvstet.engine.fake import FakeModel
 from kvstet.engine.gate import DriftGate, judge, shut
 from kvstet.engine.probes import CHOICE, Probe, Scores, answer, ask
 from kvstet.llama.context import Context
-from kvstet.llama.model import Model
 from kvstet.types import Tokens
 
 HEAD, GONE, TAIL, END = words(150, 1), words(70, 2), words(220, 3), words(32, 4)
@@ -33,32 +34,29 @@ def an_edit(**changes: object) -> Edit:
     return replace(edit, **changes)
 
 
-def opened(strength: object) -> Iterator[Context]:
-    options = ModelOptions(
-        toy_path("llama-dense", strength=strength),
-        ctx_size=1024,
-        live_cells=2560,
-        parallel=2,
-        cache_type_k="f32",
-        cache_type_v="f32",
-        flash_attn="off",
-        threads=1,
-    )
-    with Model.load(options) as model:
-        context = Context(model, options)
-        yield context
-        context.close()
+OPTIONS = ModelOptions(
+    Path(),
+    ctx_size=1024,
+    live_cells=2560,
+    parallel=2,
+    cache_type_k="f32",
+    cache_type_v="f32",
+    flash_attn="off",
+    threads=1,
+)
 
 
 @pytest.fixture
 def toy() -> Iterator[Context]:
-    yield from opened(gain)
+    with opened(toy_path("llama-dense", strength=gain), OPTIONS) as context:
+        yield context
 
 
 @pytest.fixture
 def forgetful_toy() -> Iterator[Context]:
     """Its state does not depend on what stands before: moving it changes nothing."""
-    yield from opened(forgetful)
+    with opened(toy_path("llama-dense", strength=forgetful), OPTIONS) as context:
+        yield context
 
 
 def test_drift_falls_with_repair_and_is_less_than_the_edit(toy: Context):

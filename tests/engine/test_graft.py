@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.engine.harness import words
 
+from kvstet.cache.tree import num_equal
 from kvstet.engine.alignment import Block
 from kvstet.engine.fake import FakeModel
-from kvstet.engine.graft import Graft, move, num_shared, plan_graft
+from kvstet.engine.graft import Graft, move, plan_graft
 from kvstet.engine.model import Batch
 from kvstet.errors import MemoryMisuse
 from kvstet.types import SeqId, Tokens
@@ -70,7 +71,7 @@ def test_a_graft_covers_the_prompt(num_head: int, num_gone: int, num_tail: int, 
     before, after = tokens_of(head, gone, tail), tokens_of(head, tail, new)
     graft = plan_graft(before, after, seam)
     assert graft.num_shifted_tokens + graft.num_computed_tokens + graft.prefix == len(after)
-    assert graft.prefix == num_shared(before, after)
+    assert graft.prefix == num_equal(before, after)
     at = graft.exact_stop
     for block in graft.moves:
         assert at <= block.target and block.target_stop < len(after)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tests.contexts import opened
 from tests.toys import gain, toy_path
 
 from kvstet.config import ModelOptions
 from kvstet.engine.model import Batch
 from kvstet.errors import MemoryMisuse, OutOfCells
 from kvstet.llama.context import Context
-from kvstet.llama.model import Model
 from kvstet.types import Blob, SeqId, Tokens
 
 FIRST, SECOND, THIRD = SeqId(0), SeqId(1), SeqId(2)
@@ -35,23 +34,15 @@ def forgetful(name: str, tensor: str) -> float:
     return 0.0 if tensor == "blk.0.attn_output.weight" else gain(name, tensor)
 
 
-@contextmanager
-def opened(path: Path, options: ModelOptions = OPTIONS) -> Iterator[Context]:
-    with Model.load(replace(options, path=path)) as model:
-        context = Context(model, replace(options, path=path))
-        yield context
-        context.close()
-
-
 @pytest.fixture(params=MOVABLE)
 def context(request: pytest.FixtureRequest) -> Iterator[Context]:
-    with opened(toy_path(request.param, strength=forgetful)) as context:
+    with opened(toy_path(request.param, strength=forgetful), OPTIONS) as context:
         yield context
 
 
 @pytest.fixture
 def llama() -> Iterator[Context]:
-    with opened(toy_path("llama-dense")) as context:
+    with opened(toy_path("llama-dense"), OPTIONS) as context:
         yield context
 
 
@@ -121,13 +112,14 @@ def test_a_part_of_a_blob_can_be_moved_in_pieces(context: Context):
     assert np.abs(warm - cold(context, *pieces)).max() < 1e-3
 
 
-def test_state_at_unchanged_positions_is_shared(context: Context):
+def test_state_at_unchanged_positions_can_be_given_too(context: Context):
     other = tokens_of(len(GONE), 9)
     for piece in (HEAD, GONE, TAIL):
         decode(context, FIRST, piece)
     context.fork(FIRST, SECOND, len(HEAD))
     decode(context, SECOND, other)
-    context.splice(FIRST, SECOND, 130)
+    blob = context.save_span(FIRST, len(HEAD) + len(GONE), 130)
+    context.load_shifted(SECOND, blob, blob.start, blob.stop)
     warm = decode(context, SECOND, AFTER)
     context.remove(FIRST)
     tail = TAIL[: 130 - len(HEAD) - len(GONE)]
@@ -190,9 +182,6 @@ def test_a_range_that_is_not_there_is_refused(llama: Context):
     for start, stop in ((9, 20), (20, 31), (20, 20)):
         with pytest.raises(MemoryMisuse, match="Cannot append"):
             llama.load_shifted(SECOND, blob, start, stop)
-    for source, target, stop in ((FIRST, SECOND, 41), (FIRST, FIRST, 40), (FIRST, SECOND, 0)):
-        with pytest.raises(MemoryMisuse, match="Cannot append"):
-            llama.splice(source, target, stop)
     decode(llama, SECOND, tokens_of(500, 1)[: llama.max_length - 45])
     with pytest.raises(MemoryMisuse, match="to 467 tokens"):
         llama.load_shifted(SECOND, Blob(0, 46, blob.data), 0, 46)
@@ -220,6 +209,4 @@ def test_memory_that_cannot_be_moved_says_why(
         decode(context, FIRST, HEAD)
         with pytest.raises(MemoryMisuse, match="cannot be moved"):
             context.load_shifted(FIRST, Blob(0, 10, np.zeros(8, np.uint8)), 0, 10)
-        with pytest.raises(MemoryMisuse, match="cannot be given"):
-            context.splice(FIRST, SECOND, 10)
         assert decode(context, FIRST, AFTER).shape == (len(AFTER), context.vocab_size)

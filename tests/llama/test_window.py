@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tests.contexts import opened
 from tests.llama.test_shift import forgetful
 from tests.toys import gain, toy_path
 
@@ -17,7 +16,6 @@ from kvstet.config import ModelOptions
 from kvstet.engine.model import Batch
 from kvstet.errors import OutOfCells, SnapshotMismatch
 from kvstet.llama.context import Context
-from kvstet.llama.model import Model
 from kvstet.types import Blob, SeqId, Tokens
 
 FIRST, SECOND, THIRD = SeqId(0), SeqId(1), SeqId(2)
@@ -37,17 +35,9 @@ OPTIONS = ModelOptions(
 )
 
 
-@contextmanager
-def opened(path: Path, options: ModelOptions = OPTIONS) -> Iterator[Context]:
-    with Model.load(replace(options, path=path)) as model:
-        context = Context(model, replace(options, path=path))
-        yield context
-        context.close()
-
-
 @pytest.fixture(params=TOYS)
 def context(request: pytest.FixtureRequest) -> Iterator[Context]:
-    with opened(toy_path(request.param, strength=gain)) as context:
+    with opened(toy_path(request.param, strength=gain), OPTIONS) as context:
         yield context
 
 
@@ -150,7 +140,7 @@ def test_a_torn_blob_is_a_mismatch(context: Context):
 @pytest.mark.parametrize("name", TOYS)
 def test_state_can_be_moved(name: str):
     head, gone, tail = tokens_of(60, 1), tokens_of(23, 2), tokens_of(200, 3)
-    with opened(toy_path(name, strength=forgetful)) as context:
+    with opened(toy_path(name, strength=forgetful), OPTIONS) as context:
         decode(context, FIRST, np.concatenate([head, gone, tail]))
         blob = context.save_span(FIRST, 70, 283)
         context.fork(FIRST, SECOND, 60)
@@ -160,6 +150,6 @@ def test_state_can_be_moved(name: str):
 
 def test_models_without_a_plain_window_are_as_they_were():
     for name, kind in (("llama-dense", "attention"), ("lfm2-dense", "hybrid"), ("mamba-dense", "recurrent")):
-        with opened(toy_path(name)) as context:
+        with opened(toy_path(name), OPTIONS) as context:
             assert context.traits.kind == kind
             assert context.max_batch > 32

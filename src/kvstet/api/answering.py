@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +16,7 @@ from kvstet.api.generation import Generation
 from kvstet.api.hangup import until_hangup
 from kvstet.api.job import Job
 from kvstet.api.ports import Served, Services
-from kvstet.api.sessions import Sender, Visit, session_of
+from kvstet.api.sessions import Visit, sent_by
 from kvstet.api.sse import COMMENT, EVENTS, EventStream
 
 
@@ -59,8 +58,7 @@ async def _visit(request: Request, job: Job, services: Services) -> Visit | None
     """Which conversation it is of; None where it is of none."""
     if job.snapshot is None:
         return None
-    sender = getattr(request.state, "sender", Sender())
-    snapshot = replace(job.snapshot, session=session_of(request.headers.items(), sender))
+    snapshot = sent_by(request, job.snapshot)
     num_bytes = sum(prompt.tokens.nbytes for prompt in job.prompts)
     return await in_worker(
         num_bytes, partial(services.sessions.visit, exchange_of(request).id, snapshot, job.terms.wishes)

@@ -15,8 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
+from kvstet.cache.tree import num_equal
 from kvstet.chat.deltas import ParsedReply
 from kvstet.edits.habits import Habits
 from kvstet.edits.snapshot import Snapshot
@@ -130,8 +129,6 @@ def _call_id(index: int) -> str:
 
 def _common(one: Prompt, other: Prompt) -> Prompt:
     """The tokens that both begin with, and the messages among them."""
-    num_shared = min(len(one.tokens), len(other.tokens))
-    differs = np.flatnonzero(one.tokens[:num_shared] != other.tokens[:num_shared])
-    stop = int(differs[0]) if len(differs) else num_shared
+    stop = num_equal(one.tokens, other.tokens)
     spans = tuple(replace(span, stop=min(span.stop, stop)) for span in one.spans if span.start < stop)
     return Prompt(one.tokens[:stop], spans, breakpoints=tuple(cut for cut in one.breakpoints if cut <= stop))

@@ -112,7 +112,7 @@ def chat_job(served: Served, id: str, conversation: Conversation, terms: Terms, 
         new_text=partial(TextStream, served.tokenizer, terms.stops, served.renderer.shown_tokens),
         new_parser=partial(served.renderer.parser, prompt, tools),
     )
-    on_end = _on_end(served, conversation, prompt, terms) if terms.uses_cache else None
+    on_end = _on_end(served, conversation, sent, prompt, terms) if terms.uses_cache else None
     return replace(job, on_end=on_end, snapshot=sent.with_prompt(prompt))
 
 
@@ -135,7 +135,7 @@ def _prompt_of(served: Served, conversation: Conversation, terms: Terms, equival
     )
 
 
-def _on_end(served: Served, conversation: Conversation, prompt: Prompt, terms: Terms) -> OnEnd:
+def _on_end(served: Served, conversation: Conversation, sent: Snapshot, prompt: Prompt, terms: Terms) -> OnEnd:
     def render_next(messages: list[Message]) -> Prompt:
         following = replace(conversation, messages=messages, adds_generation_prompt=True)
         wishes = replace(terms.wishes, redacts=False)
@@ -144,8 +144,7 @@ def _on_end(served: Served, conversation: Conversation, prompt: Prompt, terms: T
     def note(tokens: Sequence[int], reply: ParsedReply, *, has_ended: bool) -> None:
         served.renderer.remember(prompt, tokens, reply, has_ended=has_ended)
         if served.foresight is not None:
-            tool_names = frozenset(str(tool.get("function", {}).get("name")) for tool in conversation.tools)
-            served.foresight.expect(render_next, conversation.messages, tool_names, reply)
+            served.foresight.expect(render_next, conversation.messages, sent.tool_names, reply)
 
     return note
 

@@ -22,7 +22,7 @@ Answering = Callable[[Request, bytes, Served], Awaitable[Response]]
 """A request, its body and its model -> the answer."""
 
 
-class _Named(Sender):
+class Named(Sender):
     """What is read of a body before it is known who understands it."""
 
     model: str | None = None
@@ -41,7 +41,7 @@ class ModelEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive, send)
         body = await read_body(request, self._services.options.max_body_bytes)
-        named = await in_worker(len(body), partial(decode, body, _Named))
+        named = await in_worker(len(body), partial(decode, body, Named))
         request.state.sender = named
         key = cast("ApiKey | None", getattr(request.state, "api_key", None))
         request.state.wishes = read_wishes(request.headers, key, self._services.options)

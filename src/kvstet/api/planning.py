@@ -16,7 +16,7 @@ from kvstet.api.envelopes import json_response
 from kvstet.api.exchange import exchange_of
 from kvstet.api.job import Job
 from kvstet.api.ports import Served, Services
-from kvstet.api.sessions import edit_as_json
+from kvstet.api.sessions import edit_as_json, sent_by
 from kvstet.api.wishes import Wishes, wishes_of
 from kvstet.edits.verdict import Verdict, explained, verdict
 from kvstet.engine.messages import Appraise, Appraised
@@ -90,15 +90,21 @@ class Planning:
         dialect = await self._dialect(request, body)
         # What is remembered of conversations must not learn of a request that nobody sent.
         unseen = replace(served, equivalence=served.equivalence.draft())
-        wishes = replace(wishes_of(request), redacts=False)
+        wishes = wishes_of(request)
+        understand = partial(self._dialects[dialect], body, exchange_of(request).id)
+        jobs: dict[bool, Job] = {}
         plans: dict[Fidelity, Planned] = {}
         for fidelity in get_args(Fidelity):
-            understand = partial(self._dialects[dialect], body, exchange_of(request).id)
-            understood = await in_worker(len(body), partial(understand, replace(wishes, fidelity=fidelity), unseen))
-            if isinstance(understood, dict):
-                raise InvalidRequest("The request would generate nothing.")
-            plans[fidelity] = await _planned(understood.job, served)
-        told = self._verdict(plans[wishes.fidelity])
+            # What takes a secret out is exact, whatever else it wishes, and a plan forgets nothing.
+            served_at: Fidelity = "exact" if wishes.redacts else fidelity
+            at = replace(wishes, fidelity=served_at, redacts=False)
+            if at.substitutes not in jobs:
+                understood = await in_worker(len(body), partial(understand, at, unseen))
+                if isinstance(understood, dict):
+                    raise InvalidRequest("The request would generate nothing.")
+                jobs[at.substitutes] = understood.job
+            plans[fidelity] = await _planned(jobs[at.substitutes], served, served_at)
+        told = self._verdict(request, plans[wishes.fidelity])
         return json_response(
             {
                 "object": "kvstet.plan",
@@ -119,17 +125,17 @@ class Planning:
             raise InvalidRequest(f"dialect is one of {', '.join(self._dialects)}.", param="dialect")
         return named
 
-    def _verdict(self, planned: Planned) -> Verdict:
+    def _verdict(self, request: Request, planned: Planned) -> Verdict:
         job, lead = planned.job, planned.lead
         if job.snapshot is None:
             return verdict(lead.reuse, job.prompts[0].spans)
-        place = self._services.sessions.peek(job.snapshot, job.terms.wishes)
+        place = self._services.sessions.peek(sent_by(request, job.snapshot), job.terms.wishes)
         return explained(place, job.snapshot, lead.reuse, lead.compute_seconds)
 
 
-async def _planned(job: Job, served: Served) -> Planned:
+async def _planned(job: Job, served: Served, fidelity: Fidelity) -> Planned:
     firsts = job.requests[:: job.terms.num_choices]
-    questions = [Appraise(each.id, each.tokens, each.cache_prompt, each.fidelity) for each in firsts]
+    questions = [Appraise(each.id, each.tokens, each.cache_prompt, fidelity) for each in firsts]
     return Planned(job, tuple([await served.engine.appraise(question) for question in questions]))
 
 

@@ -7,9 +7,9 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from msgspec import Struct
 from starlette.requests import Request
@@ -196,6 +196,12 @@ def edit_as_json(edit: Edit) -> dict[str, Any]:
     }
 
 
+def sent_by(request: Request, snapshot: Snapshot) -> Snapshot:
+    """The snapshot, with the client's session."""
+    sender = getattr(request.state, "sender", Sender())
+    return replace(snapshot, session=session_of(request.headers.items(), sender))
+
+
 def session_of(headers: Iterable[tuple[str, str]], sender: Sender) -> str | None:
     """A short name of the client's session, where it says which one it is. The id itself may tell who the user is."""
     named = dict(headers)
@@ -206,14 +212,14 @@ def session_of(headers: Iterable[tuple[str, str]], sender: Sender) -> str | None
 
 def _user_id(metadata: Any) -> object:
     """Claude Code's holds a JSON object, with the session's id in it."""
-    user_id: Any = metadata.get("user_id") if isinstance(metadata, dict) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    user_id = cast("dict[str, object]", metadata).get("user_id") if isinstance(metadata, dict) else None
     if not isinstance(user_id, str):
         return None
     try:
         parsed = json.loads(user_id)
     except (ValueError, RecursionError):
         return user_id
-    return parsed.get("session_id", user_id) if isinstance(parsed, dict) else user_id  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    return cast("dict[str, object]", parsed).get("session_id", user_id) if isinstance(parsed, dict) else user_id
 
 
 def _costs(costs: Costs) -> dict[str, Any]:

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import re
 import secrets
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar, cast
 
 from jinja2 import nodes
 from jinja2.visitor import NodeTransformer
+
+from kvstet.edits.alignment import longest_ascent
 
 MARK = "_kvstet_mark"
 MARK_AT = "_kvstet_mark_at"
@@ -195,29 +196,11 @@ def _place(begins: list[tuple[int, int]], stop: int, num_messages: int) -> tuple
     """One mark per message and the end. What precedes the first stretch belongs to message 0; silent ones are empty."""
     if not begins:
         return ()
-    starts = dict(_longest_ascent(begins))
+    # Templates may print a message's part out of order (all system messages first, tool results within the call's
+    # turn); the conversation proper is what stands in order.
+    starts = dict(begins[position] for position in longest_ascent([index for index, _ in begins]))
     marks = [Mark(stop, None)]
     for index in reversed(range(1, num_messages)):
         marks.append(Mark(starts.get(index, marks[-1].start), index))
     marks.append(Mark(0, 0))
     return tuple(reversed(marks))
-
-
-def _longest_ascent(begins: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The longest subsequence with strictly ascending indices; later ones win ties.
-
-    Templates may print a message's part out of order (all system messages first, tool results within the call's turn);
-    the conversation proper is what stands in order. Patience sorting, O(n log n).
-    """
-    tails: list[int] = []
-    previous: list[int | None] = []
-    for position, (index, _) in enumerate(begins):
-        length = bisect_left(tails, index, key=lambda tail: begins[tail][0])
-        previous.append(tails[length - 1] if length else None)
-        tails[length : length + 1] = [position]
-    ascent: list[tuple[int, int]] = []
-    link: int | None = tails[-1]
-    while link is not None:
-        ascent.append(begins[link])
-        link = previous[link]
-    return ascent[::-1]

@@ -17,24 +17,19 @@ from kvstet.api.anthropic.conversation import conversation_of as anthropic_conve
 from kvstet.api.anthropic.requests import CountRequest
 from kvstet.api.body import decode
 from kvstet.api.job import Conversation
+from kvstet.api.models import Named
 from kvstet.api.openai.prompts import conversation_of as openai_conversation
 from kvstet.api.openai.requests import TemplateRequest
 from kvstet.api.responses.conversation import conversation_of as responses_conversation
 from kvstet.api.responses.conversation import found_tools, items_of
 from kvstet.api.responses.requests import ResponsesRequest
 from kvstet.api.responses.tools import toolbox_of
-from kvstet.api.sessions import Sender, session_of
+from kvstet.api.sessions import session_of
 from kvstet.cli.traces import MAX_LABEL_CHARACTERS, read_lines
 from kvstet.edits.snapshot import Item, Snapshot, snapshot_of
 from kvstet.errors import InvalidRequest, RequestError
 
 Entry = Mapping[str, Any]
-
-
-class Named(Sender):
-    """What a body says of its model, and of who sent it."""
-
-    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,10 @@ from kvstet.api.job import render
 from kvstet.api.openai.prompts import conversation_of
 from kvstet.api.openai.requests import TemplateRequest
 from kvstet.api.ports import Renderer
-from kvstet.cli.traces import Trace
+from kvstet.cache.tree import num_equal
+from kvstet.cli.traces import Trace, rendered
 from kvstet.engine.drift import EDIT_KINDS, Edit, EditKind
-from kvstet.engine.graft import SEAM_TOKENS, num_shared
+from kvstet.engine.graft import SEAM_TOKENS
 from kvstet.errors import RequestError
 from kvstet.types import MessageSpan, Prompt, Tokens
 
@@ -82,18 +83,8 @@ class Place:
 
 def recorded_of(trace: Trace, renderer: Renderer, context_length: int) -> tuple[list[Recorded], Counter[str]]:
     """The longest prompt of each conversation; and why requests were left out, how often."""
-    skipped = Counter(dict(trace.skipped))
-    found: list[Recorded] = []
-    for request in trace.requests:
-        try:
-            prompt = render(renderer, conversation_of(request.fields))
-        except RequestError as error:
-            skipped[str(error)] += 1
-            continue
-        if len(prompt.tokens) > context_length:
-            skipped[f"longer than the context of {context_length:,} tokens"] += 1
-        else:
-            found.append(Recorded(request.label, request.fields, prompt))
+    prompts, skipped = rendered(trace, renderer, context_length)
+    found = [Recorded(request.label, request.fields, prompt) for request, prompt in prompts]
     return _longest(found), skipped
 
 
@@ -109,7 +100,7 @@ def _longest(recorded: list[Recorded]) -> list[Recorded]:
     kept: list[Recorded] = []
     for one in sorted(recorded, key=lambda one: -len(one.prompt.tokens)):
         tokens = one.prompt.tokens
-        if all(num_shared(tokens, other.prompt.tokens) < SAME_SHARE * len(tokens) for other in kept):
+        if all(num_equal(tokens, other.prompt.tokens) < SAME_SHARE * len(tokens) for other in kept):
             kept.append(one)
     return kept
 
@@ -123,10 +114,7 @@ def _edits(
     for number, place in enumerate(_in_turn([_rotated(list(_places(one)), offset) for one in recorded])):
         other = texts[(number + len(texts) // 2) % len(texts)]
         edited = _edit(kind, place, other, renderer) if place.takes(kind) else None
-        if (
-            edited is not None
-            and max(len(edited.edit.before) + CONTINUATION_TOKENS, len(edited.tokens)) <= context_length
-        ):
+        if edited is not None and edited.num_tokens <= context_length:
             yield edited
 
 

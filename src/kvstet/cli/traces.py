@@ -15,8 +15,12 @@ from typing import Any
 
 import msgspec
 
+from kvstet.api.job import render
+from kvstet.api.openai.prompts import conversation_of
 from kvstet.api.openai.requests import TemplateRequest
-from kvstet.errors import InvalidRequest
+from kvstet.api.ports import Renderer
+from kvstet.errors import InvalidRequest, RequestError
+from kvstet.types import Prompt
 
 MAX_LABEL_CHARACTERS = 40
 
@@ -61,6 +65,25 @@ def read_lines(path: Path) -> bytes:
         return lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
     except (OSError, lzma.LZMAError) as error:
         raise InvalidRequest(f"Cannot read {path}: {error}") from error
+
+
+def rendered(
+    trace: Trace, renderer: Renderer, context_length: int
+) -> tuple[list[tuple[TraceRequest, Prompt]], Counter[str]]:
+    """The prompts that fit; and why requests were left out, of the trace and now, how often."""
+    prompts: list[tuple[TraceRequest, Prompt]] = []
+    skipped = Counter(dict(trace.skipped))
+    for request in trace.requests:
+        try:
+            prompt = render(renderer, conversation_of(request.fields))
+        except RequestError as error:
+            skipped[str(error)] += 1
+            continue
+        if len(prompt.tokens) > context_length:
+            skipped[f"longer than the context of {context_length:,} tokens"] += 1
+        else:
+            prompts.append((request, prompt))
+    return prompts, skipped
 
 
 def parse_trace(data: bytes) -> Trace:

@@ -15,10 +15,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from kvstet.api.job import render
-from kvstet.api.openai.prompts import conversation_of
 from kvstet.cli.stack import load_text
-from kvstet.cli.traces import Trace
+from kvstet.cli.traces import Trace, rendered
 from kvstet.config import MIB, ModelOptions
 from kvstet.engine.exactness import Comparison, NoiseFloor, Rows, noise
 from kvstet.engine.process import Broken, Loaded, Loader, Loading
@@ -227,23 +225,12 @@ def passages(loaded: Loaded, num_tokens: int) -> list[Passage]:
 
 def render_trace(path: Path, trace: Trace, context_length: int) -> RenderedTrace:
     """The prompts that the model reads; what it cannot is left out. LlamaError where it has no tokenizer."""
-    prompts: list[tuple[str, Prompt]] = []
-    skipped = Counter(dict(trace.skipped))
     if not trace.requests:
-        return RenderedTrace((), skipped)
+        return RenderedTrace((), Counter(dict(trace.skipped)))
     vocabulary, renderer = load_text(path, None)
     with vocabulary:
-        for request in trace.requests:
-            try:
-                prompt = render(renderer, conversation_of(request.fields))
-            except RequestError as error:
-                skipped[str(error)] += 1
-                continue
-            if len(prompt.tokens) > context_length:
-                skipped[f"longer than the context of {context_length:,} tokens"] += 1
-            else:
-                prompts.append((request.label, prompt))
-    return RenderedTrace(tuple(prompts), skipped)
+        prompts, skipped = rendered(trace, renderer, context_length)
+    return RenderedTrace(tuple((request.label, prompt) for request, prompt in prompts), skipped)
 
 
 def row_of(name: str, result: Result, colds: list[Rows], floor: NoiseFloor, can_tell: bool) -> Row:

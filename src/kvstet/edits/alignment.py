@@ -53,25 +53,23 @@ def _anchors(before: Sequence[Digest], after: Sequence[Digest]) -> list[Pair]:
         for index, digest in enumerate(before)
         if counts[digest] == 1 and new_counts.get(digest) == 1
     ]
-    return _longest_ascending(unique)
+    return [unique[position] for position in longest_ascent([new_index for _, new_index in unique])]
 
 
-def _longest_ascending(pairs: Sequence[Pair]) -> list[Pair]:
-    """Of pairs that ascend on the left, the most that ascend on the right too."""
+def longest_ascent(keys: Sequence[int]) -> list[int]:
+    """Positions of the longest strictly ascending subsequence; later ones win ties. Patience sorting, O(n log n)."""
     tails: list[int] = []
-    ends: list[int] = []
     previous: list[int | None] = []
-    for number, (_, new_index) in enumerate(pairs):
-        place = bisect_left(tails, new_index)
-        tails[place : place + 1] = [new_index]
-        ends[place : place + 1] = [number]
-        previous.append(ends[place - 1] if place else None)
-    chain: list[Pair] = []
-    number = ends[-1] if ends else None
-    while number is not None:
-        chain.append(pairs[number])
-        number = previous[number]
-    return chain[::-1]
+    for position, key in enumerate(keys):
+        length = bisect_left(tails, key, key=lambda tail: keys[tail])
+        previous.append(tails[length - 1] if length else None)
+        tails[length : length + 1] = [position]
+    ascent: list[int] = []
+    link = tails[-1] if tails else None
+    while link is not None:
+        ascent.append(link)
+        link = previous[link]
+    return ascent[::-1]
 
 
 def _ends(before: Sequence[Digest], after: Sequence[Digest], gap: Gap) -> list[Pair]:
@@ -82,8 +80,8 @@ def _ends(before: Sequence[Digest], after: Sequence[Digest], gap: Gap) -> list[P
         first.append((i, j))
         i, j = i + 1, j + 1
     last: list[Pair] = []
-    k, l = gap.stop - 1, gap.new_stop - 1  # noqa: E741
-    while k >= i and l >= j and before[k] == after[l]:
-        last.append((k, l))
-        k, l = k - 1, l - 1  # noqa: E741
+    stop, new_stop = gap.stop, gap.new_stop
+    while stop > i and new_stop > j and before[stop - 1] == after[new_stop - 1]:
+        stop, new_stop = stop - 1, new_stop - 1
+        last.append((stop, new_stop))
     return first + last[::-1]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
-from kvstet.edits.snapshot import Item, Snapshot
+from kvstet.edits.snapshot import Item, Snapshot, text_of
 
 MAX_CLIENTS = 64
 
@@ -68,7 +68,7 @@ class Habits:
 
     def observe(self, before: Snapshot, after: Snapshot) -> None:
         """A conversation has gone on: ``after`` follows ``before``."""
-        client = frozenset(tool.name for tool in after.tools)
+        client = after.tool_names
         seen = self._seen.pop(client, _Seen())
         tags = seen.tags | _tags_taken_out(before.items, after.items)
         # Those that were seen last stand last.
@@ -159,7 +159,7 @@ def _with_notes(messages: Sequence[Message], note: _Note) -> list[Message]:
     kept = batch = 0
     old: set[int] = set()
     for message in _old_outputs(messages, role=lambda message: message.get("role")):
-        num_characters = _num_characters(message.get("content"))
+        num_characters = len(text_of(message.get("content")))
         if num_characters <= len(note.text):
             continue
         kept += num_characters
@@ -169,11 +169,3 @@ def _with_notes(messages: Sequence[Message], note: _Note) -> list[Message]:
     if batch < _BATCH_SHARE * note.batch:
         return list(messages)
     return [{**message, "content": note.text} if id(message) in old else message for message in messages]
-
-
-def _num_characters(content: object) -> int:
-    if isinstance(content, str):
-        return len(content)
-    parts = cast("Sequence[object]", content) if isinstance(content, list) else ()
-    texts = (cast("Mapping[str, object]", part).get("text") for part in parts if isinstance(part, Mapping))
-    return sum(len(text) for text in texts if isinstance(text, str))

@@ -84,6 +84,11 @@ class Snapshot:
         return self.items if self.reply is None else (*self.items, self.reply)
 
     @property
+    def tool_names(self) -> frozenset[str]:
+        """By which clients are told apart."""
+        return frozenset(tool.name for tool in self.tools)
+
+    @property
     def num_head_items(self) -> int:
         """Messages before the first that is no system prompt."""
         return next((index for index, item in enumerate(self.items) if not item.is_head), len(self.items))
@@ -130,7 +135,7 @@ def item_of(message: Mapping[str, object], defaults: Defaults | None = None) -> 
     """One message in OpenAI's form."""
     role = message.get("role")
     role = role if isinstance(role, str) else "?"
-    text, reasoning = _text(message.get("content")), _text(message.get("reasoning_content"))
+    text, reasoning = text_of(message.get("content")), text_of(message.get("reasoning_content"))
     given = [_mapping(_mapping(call).get("function")) for call in _sequence(message.get("tool_calls"))]
     calls = tuple(_call(function, defaults or {}) for function in given)
     call_id = message.get("tool_call_id")
@@ -197,7 +202,7 @@ def _defaults(tool: Mapping[str, object]) -> tuple[str, dict[str, object]]:
     }
 
 
-def _text(content: object) -> str:
+def text_of(content: object) -> str:
     """Text of a string or of text parts, each on lines of its own; other parts as JSON."""
     if content is None or isinstance(content, str):
         return content or ""

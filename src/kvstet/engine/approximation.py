@@ -9,7 +9,7 @@ from the stem on (`kvstet.engine.anticipation`); once it is there, nobody needs 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
 
@@ -19,17 +19,15 @@ from kvstet.cache.tree import Branch, num_equal
 from kvstet.engine.alignment import Block
 from kvstet.engine.detour import MIN_GAIN_TOKENS, Detour, Stray, graft_detour, stray_detour
 from kvstet.engine.gate import DriftGate
+from kvstet.engine.graft import move
 from kvstet.engine.job import Job
 from kvstet.engine.live import LiveSet, LostBlob
 from kvstet.engine.messages import Anticipate
 from kvstet.engine.model import Model
 from kvstet.errors import OutOfCells, OutOfMemory
-from kvstet.types import SeqId, Tokens
+from kvstet.types import Tokens
 
 MAX_STRAYS = 4
-
-PIECE_TOKENS = 2048
-"""Moved at a time: each piece is copied through memory."""
 
 
 class Approximator:
@@ -147,34 +145,21 @@ class Approximator:
         plan = self._cache.plan(_and_one_more(source[: block.source_stop]))
         if plan.resume < block.source_stop:
             return
-        try:
+        with suppress(OutOfCells, OutOfMemory, LostBlob):
             if plan.fork is not None and plan.fork.stop == block.source_stop:
-                self._copy(plan.fork.branch.seq, stray, block)
+                move(self._model, plan.fork.branch.seq, stray.seq, block)
             else:
-                self._copy_saved(source, stray, block)
-        except (OutOfCells, OutOfMemory, LostBlob):
-            return
+                self._move_saved(source, stray, block)
+        stray.length = self._model.length(stray.seq)
 
-    def _copy_saved(self, source: Tokens, stray: Branch, block: Block) -> None:
+    def _move_saved(self, source: Tokens, stray: Branch, block: Block) -> None:
         """By way of a sequence to which the source's state is brought for a moment."""
         self._live.make_room_to_borrow(block.source_stop + block.length)
         seq = self._live.borrow(self._cache.plan(_and_one_more(source[: block.source_stop])))
         try:
-            self._copy(seq, stray, block)
+            move(self._model, seq, stray.seq, block)
         finally:
             self._live.give_back(seq)
-
-    def _copy(self, source: SeqId, stray: Branch, block: Block) -> None:
-        """Through blobs, also where positions stay: cells that are shared would have to be booked for both."""
-        for piece in _pieces(block):
-            blob = self._model.save_span(source, piece.source, piece.source_stop)
-            self._model.load_shifted(stray.seq, blob, piece.source, piece.source_stop)
-            stray.length += piece.length
-
-
-def _pieces(block: Block) -> Iterator[Block]:
-    for start in range(0, block.length, PIECE_TOKENS):
-        yield Block(block.source + start, block.target + start, min(PIECE_TOKENS, block.length - start))
 
 
 def _and_one_more(tokens: Tokens) -> Tokens:

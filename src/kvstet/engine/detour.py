@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from kvstet.cache.tree import Branch, Match
 from kvstet.engine.alignment import Block
 from kvstet.engine.drift import EditKind
 from kvstet.engine.gate import DriftGate
-from kvstet.engine.graft import MIN_MOVE_TOKENS, Graft, plan_graft
+from kvstet.engine.graft import Graft, plan_graft
 from kvstet.types import Reuse, Tokens
 
 MIN_GAIN_TOKENS = 512
@@ -66,7 +66,7 @@ def graft_detour(tokens: Tokens, former: Tokens, num_there: int, exact: Plan, ga
     ``former`` is the conversation that was there before (`former_of`), of which the state of the first ``num_there``
     tokens can be had.
     """
-    graft = _behind(plan_graft(former, tokens, gate.seam), exact.resume)
+    graft = plan_graft(former, tokens, gate.seam, num_exact=exact.resume)
     moves = [block for block in graft.moves if block.source_stop <= num_there]
     num_shifted = sum(block.length for block in moves)
     if num_shifted < MIN_GAIN_TOKENS:
@@ -121,14 +121,3 @@ def kind_of(graft: Graft) -> EditKind:
     if num_new <= _FEW_TOKENS:
         return "remove"
     return "prune" if num_new < _PRUNED_SHARE * num_gone else "replace"
-
-
-def _behind(graft: Graft, resume: int) -> Graft:
-    """The graft, without what is exact already."""
-    exact_stop = max(graft.exact_stop, resume)
-    moves: list[Block] = []
-    for block in graft.moves:
-        cut = max(0, exact_stop - block.target)
-        if block.length - cut >= MIN_MOVE_TOKENS:
-            moves.append(Block(block.source + cut, block.target + cut, block.length - cut))
-    return replace(graft, exact_stop=exact_stop, moves=tuple(moves))

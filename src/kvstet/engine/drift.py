@@ -16,8 +16,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from kvstet.cache.tree import num_equal
 from kvstet.engine.exactness import Rows, TailRun, agreement, divergence
-from kvstet.engine.graft import Graft, move, num_shared, plan_graft
+from kvstet.engine.graft import Graft, move, plan_graft
 from kvstet.engine.model import Model
 from kvstet.types import SeqId, Tokens
 
@@ -212,7 +213,7 @@ class Bench:
         """``BEFORE`` holds these tokens; the other sequences are empty, and are so again behind it."""
         model = self._model
         assert model.length(BEFORE) == len(self._before), "Someone else uses the bench's sequences."
-        prefix = num_shared(self._before, before)
+        prefix = num_equal(self._before, before)
         if prefix < len(self._before):
             self.fork(GRAFTED, prefix)
             model.remove(BEFORE)

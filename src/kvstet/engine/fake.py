@@ -160,13 +160,6 @@ class FakeModel:
         self._load(seq, _tokens(blob)[start - blob.start : stop - blob.start])
         self._settle(seq)
 
-    def splice(self, source: SeqId, target: SeqId, stop: int) -> None:
-        if self.shift_refusal or source == target or not self.length(target) < stop <= self.length(source):
-            raise MemoryMisuse("bad splice")
-        self._exact_lengths.setdefault(target, self.length(target))
-        self._cells[target] += self._cells[source][self.length(target) : stop]
-        self._settle(target)
-
     def save_checkpoint(self, seq: SeqId) -> Blob:
         summary = self._summary[seq]
         if not self.traits.has_checkpoints or summary is None or not self.length(seq):

@@ -115,6 +115,7 @@ class ScriptedEngine:
     requests: list[Generate] = field(default_factory=list[Generate])
     appraisal: Reuse | None = None
     """What prompts would cost; None: all of it."""
+    questions: list[Appraise] = field(default_factory=list[Appraise])
     anticipated: list[Anticipate] = field(default_factory=list[Anticipate])
     cancelled: list[RequestId] = field(default_factory=list[RequestId])
     """Requests whose generator was closed or cancelled before it ended."""
@@ -146,6 +147,7 @@ class ScriptedEngine:
                 raise
 
     async def appraise(self, question: Appraise) -> Appraised:
+        self.questions.append(question)
         if self.is_closed:
             raise ShuttingDown("The server is stopping.")
         num_tokens = len(question.tokens)

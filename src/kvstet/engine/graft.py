@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from kvstet.cache.tree import num_equal
 from kvstet.engine.alignment import Block, align
 from kvstet.engine.model import Model
 from kvstet.types import SeqId, Tokens
@@ -14,6 +15,9 @@ SEAM_TOKENS = 256
 
 MIN_MOVE_TOKENS = 32
 """Fewer are computed as fast as they are copied."""
+
+PIECE_TOKENS = 2048
+"""Moved at a time: each piece is copied through memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +44,13 @@ class Graft:
         return self.num_tokens - self.prefix - self.num_shifted_tokens
 
 
-def plan_graft(source: Tokens, target: Tokens, seam: int = SEAM_TOKENS) -> Graft:
+def plan_graft(source: Tokens, target: Tokens, seam: int = SEAM_TOKENS, *, num_exact: int = 0) -> Graft:
     """What of the source's state the target can have; ``seam`` tokens that could be moved are computed all the same.
 
-    The target's last token is always computed, since it must give logits. Without ``moves``, everything is.
+    Of the target's first ``num_exact`` tokens there is exact state already, be it from elsewhere. The target's last
+    token is always computed, since it must give logits. Without ``moves``, everything is.
     """
-    prefix = num_shared(source, target)
+    prefix = num_equal(source, target)
     blocks = align(source[prefix:], target[prefix:])
     found = [Block(prefix + block.source, prefix + block.target, block.length) for block in blocks]
     exact_stop = prefix
@@ -54,15 +59,9 @@ def plan_graft(source: Tokens, target: Tokens, seam: int = SEAM_TOKENS) -> Graft
         seam -= exact_stop - block.target
         if seam <= 0:
             break
+    exact_stop = max(exact_stop, num_exact)
     moves = tuple(_between(found, exact_stop, len(target) - 1))
     return Graft(prefix, exact_stop if moves else len(target), moves, len(target), tuple(found))
-
-
-def num_shared(one: Tokens, other: Tokens) -> int:
-    """Tokens that both begin with."""
-    limit = min(len(one), len(other))
-    differing = (one[:limit] != other[:limit]).nonzero()[0]
-    return int(differing[0]) if len(differing) else limit
 
 
 def _between(blocks: list[Block], start: int, stop: int) -> Iterator[Block]:
@@ -74,13 +73,12 @@ def _between(blocks: list[Block], start: int, stop: int) -> Iterator[Block]:
 
 
 def move(model: Model, source: SeqId, target: SeqId, block: Block) -> None:
-    """Append the block's state to ``target``, which holds the tokens before it. Raises as `Model.load_shifted` does.
+    """Append the block's state to ``target``, which holds the tokens before it.
 
-    ``source`` holds the state where it was computed, and keeps it.
+    ``source`` holds the state where it was computed, and keeps it. It goes through blobs, piece by piece, also where
+    positions stay: so ``target`` has cells of its own. Raises as `Model.load_shifted` does; the pieces before stay.
     """
     assert model.length(target) == block.target
-    if block.source == block.target:
-        model.splice(source, target, block.target_stop)
-    else:
-        blob = model.save_span(source, block.source, block.source_stop)
-        model.load_shifted(target, blob, block.source, block.source_stop)
+    for start in range(block.source, block.source_stop, PIECE_TOKENS):
+        stop = min(start + PIECE_TOKENS, block.source_stop)
+        model.load_shifted(target, model.save_span(source, start, stop), start, stop)

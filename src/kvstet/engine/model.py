@@ -59,7 +59,7 @@ class Model(Protocol):
 
     @property
     def shift_refusal(self) -> str | None:
-        """Why `load_shifted` and `splice` are refused, as a clause to follow "since"; None: they are not."""
+        """Why `load_shifted` is refused, as a clause to follow "since"; None: it is not."""
         ...
 
     def length(self, seq: SeqId) -> int:
@@ -107,13 +107,6 @@ class Model(Protocol):
 
         What is appended has read other tokens than those before it: an approximation. From there on nothing of the
         sequence can be saved, nor of what is forked from it further on.
-        """
-        ...
-
-    def splice(self, source: SeqId, target: SeqId, stop: int) -> None:
-        """Append to ``target`` what ``source`` holds from there up to ``stop``, sharing cells; an approximation too.
-
-        Refused where `load_shifted` is.
         """
         ...
 

@@ -188,9 +188,6 @@ class RecordingModel:
     def load_shifted(self, seq: SeqId, blob: Blob, start: int, stop: int) -> None:
         self._inner.load_shifted(seq, blob, start, stop)
 
-    def splice(self, source: SeqId, target: SeqId, stop: int) -> None:
-        self._inner.splice(source, target, stop)
-
     def save_checkpoint(self, seq: SeqId) -> Blob:
         return self._inner.save_checkpoint(seq)
 

@@ -222,17 +222,6 @@ class Context:
         self._lengths[seq] = at + stop - start
         self._exact_lengths.setdefault(seq, at)
 
-    def splice(self, source: SeqId, target: SeqId, stop: int) -> None:
-        """Append what ``source`` holds up to ``stop`` at the same positions; see `kvstet.engine.model.Model`."""
-        if self.shift_refusal:
-            raise MemoryMisuse(f"State cannot be given to another sequence: {self.shift_refusal}.")
-        at = self.length(target)
-        if source == target or not at < stop <= self.length(source):
-            raise MemoryMisuse(f"Cannot append [{at}, {stop}) of sequence {source} ({self.length(source)} tokens).")
-        self._sequences.share(source, target, at, stop)
-        self._lengths[target] = stop
-        self._exact_lengths.setdefault(target, at)
-
     def save_checkpoint(self, seq: SeqId) -> Blob:
         """The summary state at the sequence's tip; for an opaque memory, all of it.
 
