@@ -92,6 +92,28 @@ class Reuse:
         return self.num_prompt_tokens - self.num_computed_tokens
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What a provider says that one request took, in tokens. None: it did not say, which is not 0."""
+
+    num_input_tokens: int | None = None
+    """The whole prompt, with what was read from a cache or written into one."""
+    num_cache_read_tokens: int | None = None
+    num_cache_write_tokens: int | None = None
+    num_long_cache_write_tokens: int | None = None
+    """Of those written: into entries that are kept longer than usual, which costs more."""
+    num_output_tokens: int | None = None
+    """With the reasoning."""
+    num_reasoning_tokens: int | None = None
+
+    @property
+    def num_fresh_tokens(self) -> int | None:
+        """Of the input: neither read from a cache nor written into one. None where that is not known."""
+        if self.num_input_tokens is None or self.num_cache_read_tokens is None:
+            return None
+        return self.num_input_tokens - self.num_cache_read_tokens - (self.num_cache_write_tokens or 0)
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How the next token is chosen. Names and defaults are llama.cpp's."""

@@ -10,6 +10,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import cast
 
+from kvstet.canonical import canonical
 from kvstet.chat.builtin import FALLBACK, builtin_template, knows_tools
 from kvstet.chat.deltas import ParsedReply
 from kvstet.chat.echo import Echoed, as_tokens, digest_of, echo
@@ -24,7 +25,7 @@ from kvstet.chat.reply.grammar import CallDemand, CallGrammar, SchemaRules
 from kvstet.chat.reply.parser import ReplyParser
 from kvstet.chat.segments import DEFAULT_CACHE_BYTES, Encoded, SegmentTokenizer
 from kvstet.chat.template import ChatTemplate
-from kvstet.chat.tools import canonical, checked, defaults_of
+from kvstet.chat.tools import checked, defaults_of
 from kvstet.chat.traits import Traits, traits_of
 from kvstet.errors import InvalidRequest
 from kvstet.types import MessageSpan, Prompt, Substitution, Tokenizer

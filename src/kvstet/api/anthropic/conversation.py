@@ -36,8 +36,8 @@ from kvstet.api.anthropic.requests import (
 from kvstet.api.anthropic.signatures import thinking_in
 from kvstet.api.job import Conversation
 from kvstet.api.ports import Message
+from kvstet.canonical import canonical
 from kvstet.chat.reply.grammar import ANY_CALL, CallDemand
-from kvstet.chat.tools import canonical
 from kvstet.errors import InvalidRequest
 
 _CUSTOM = (None, "custom")

@@ -1,0 +1,44 @@
+"""The dialect as one object."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from kvstet.dialects.chat.reading import read_request
+from kvstet.dialects.chat.replies import ChatReader
+from kvstet.dialects.chat.streams import ChatWriter, write_reply
+from kvstet.dialects.chat.writing import write_request
+from kvstet.dialects.failures import failure_in_body, openai_error
+from kvstet.dialects.reply import Failure
+from kvstet.dialects.request import Request, Written
+from kvstet.dialects.whole import Reply
+
+
+class Chat:
+    name: Literal["chat"] = "chat"
+    path = "/v1/chat/completions"
+
+    def __repr__(self) -> str:
+        return "Chat()"
+
+    def read_request(self, body: Mapping[str, Any]) -> Request:
+        return read_request(body)
+
+    def write_request(self, request: Request) -> Written:
+        return write_request(request)
+
+    def reply_reader(self) -> ChatReader:
+        return ChatReader()
+
+    def reply_writer(self, request: Request) -> ChatWriter:
+        return ChatWriter(request)
+
+    def write_reply(self, request: Request, reply: Reply) -> dict[str, Any]:
+        return write_reply(request, reply)
+
+    def read_error(self, status: int, body: bytes) -> Failure:
+        return failure_in_body(status, body)
+
+    def write_error(self, failure: Failure) -> dict[str, Any]:
+        return openai_error(failure)
