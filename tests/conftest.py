@@ -27,9 +27,10 @@ settings.load_profile("unhurried")
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Servers that tests start keep away from the user's own cache."""
+    """What tests start keeps away from the user's own cache and accounts."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KVSTET_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("KVSTET_LEDGER", str(tmp_path_factory.mktemp("ledger") / "ledger.sqlite3"))
         yield
 
 

@@ -22,6 +22,14 @@
     │   ├── OutOfCells            no room in the live KV cells for this batch or snapshot
     │   ├── OutOfMemory           no memory to write or read a snapshot; it is not kept, or not loaded
     │   └── SnapshotMismatch      bytes that are not a snapshot of this context
+    ├── UnknownProvider           no provider of this name
+    ├── LedgerUnavailable         the account of what requests cost cannot be read now
+    ├── BrokenHistory             a conversation that is not, byte for byte, what was written
+    ├── AgentError                `kvstet agent` cannot go on
+    │   ├── ModelFailed           the model's server refused, broke off or was out of reach
+    │   ├── ToolFailed            a call that is not carried out; the model is told why, and the agent goes on
+    │   ├── ServerFailed          a tool server does not start, or does not speak MCP
+    │   └── SessionError          a stored session that is not there, or cannot be read or written
     └── CacheError                the cache on disk failed; to the engine it is a miss
         ├── DamagedBlob           a file that is not, byte for byte, what was written
         ├── DiskUnavailable       the cache folder or its index cannot be used now
@@ -181,3 +189,46 @@ def _rebuild(kind: type[RequestError], state: dict[str, object], args: tuple[obj
     error.args = args
     error.__dict__.update(state)
     return error
+
+
+class UnknownProvider(KvstetError):
+    """No provider has this name."""
+
+
+class LedgerUnavailable(KvstetError):
+    """The account of what requests cost cannot be read now: no access, or another program holds it."""
+
+
+class BrokenHistory(KvstetError):
+    """A stored conversation is not, byte for byte, what was written, or cannot be written as JSON."""
+
+
+class AgentError(KvstetError):
+    """`kvstet agent` cannot go on."""
+
+
+class ModelFailed(AgentError):
+    """The model's server refused a request, broke off or was out of reach.
+
+    ``status`` is HTTP's, None where there was no answer; ``retry_after_seconds`` is the server's own word.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after_seconds = retry_after_seconds
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), self.args, dict(self.__dict__))
+
+
+class ToolFailed(AgentError):
+    """A tool's call that is not carried out, or went wrong; ``str(error)`` is told to the model."""
+
+
+class ServerFailed(AgentError):
+    """A tool server does not start, or does not speak MCP."""
+
+
+class SessionError(AgentError):
+    """A stored session that is not there, or cannot be read or written."""

@@ -23,7 +23,7 @@ def ordered(tools: Sequence[Tool], recollection: Recollection) -> list[Tool]:
     if order is None:
         order = _continued(tools, digests, recollection)
         recollection.of_all.keep(_ORDER, together, order)
-    recollection.keep(_ORDER, b"", tuple(_name(tools[digests.index(part)]) for part in order))
+    recollection.keep(_ORDER, b"", tuple(name_of(tools[digests.index(part)]) for part in order))
     places = {part: place for place, part in enumerate(order)}
     ranked = sorted(zip(digests, tools, strict=True), key=lambda pair: places[pair[0]])
     return [tool for _, tool in ranked]
@@ -33,13 +33,15 @@ def _continued(tools: Sequence[Tool], digests: Sequence[bytes], recollection: Re
     """The conversation's order, if the tools are others by now."""
     names = cast("tuple[str, ...]", recollection.get(_ORDER) or ())
     places = {name: place for place, name in enumerate(names)}
-    ranked = sorted(zip(digests, tools, strict=True), key=lambda pair: places.get(_name(pair[1]), len(places)))
+    ranked = sorted(zip(digests, tools, strict=True), key=lambda pair: places.get(name_of(pair[1]), len(places)))
     return tuple(dict.fromkeys(part for part, _ in ranked))
 
 
-def _name(tool: Tool) -> str:
+def name_of(tool: Tool) -> str:
+    """A tool's name, in whichever dialect it is written."""
     function: object = tool.get("function")
-    return str(cast("Mapping[str, object]", function).get("name")) if isinstance(function, Mapping) else ""
+    fields = cast("Mapping[str, object]", function) if isinstance(function, Mapping) else tool
+    return str(fields.get("name", ""))
 
 
 def as_first_written(message: Message, meaning: bytes, recollection: Recollection) -> Message:

@@ -1,0 +1,198 @@
+"""Requests of clients as they are, arranged so that a hosted model's cache hits.
+
+::
+
+    optimiser = Optimiser(provider_named("anthropic"))
+    arranged = optimiser.arrange(body, "messages")     # the request's own JSON, in its own dialect
+    send(arranged.body)                                # arranged.changes says what is not as the client sent it
+
+Every change has a name and can be left out. What was sent once is said the same way ever after.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass
+from threading import Lock
+from typing import cast
+
+from kvstet.context.breakpoints import Marking, marked
+from kvstet.context.catalogue import NAMES, SENTENCES
+from kvstet.context.equivalent import DROPPED, Equivalence, conversation_of
+from kvstet.context.lens import Body, DialectName, Lens, lens_of
+from kvstet.context.memory import digest
+from kvstet.context.message import Message, num_head_messages, role_of, text_of, with_text
+from kvstet.context.outputs import cut
+from kvstet.context.payback import Rates
+from kvstet.context.riding import Live, ridden
+from kvstet.providers.provider import Provider
+from kvstet.types import SubstitutionName
+
+ARRANGEMENTS = {
+    **{name: sentence for name, sentence in SENTENCES.items() if name != "reasoning"},
+    "summary-request": "A request for a summary, or about the conversation, rides on the conversation itself.",
+    "outputs": "Outputs of tools are cut when they enter, where they are longer than you allow.",
+    "breakpoints": "The places up to which a provider caches are marked, where the client marks none.",
+    "cache-key": "A key keeps the requests of one conversation on one machine of the provider.",
+}
+"""Each with what it does."""
+
+_MAX_CONVERSATIONS = 64
+_CHARACTERS_PER_TOKEN = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One thing that goes out otherwise than it came."""
+
+    name: str
+    entry: int | None
+    """Which of the request's messages or items; None for its instructions, tools and options."""
+    what: str
+    """In a short sentence, which quotes nothing of the prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arranged:
+    """What to send. It is the very body that came where there are no changes."""
+
+    body: Body
+    changes: tuple[Change, ...] = ()
+    headers: tuple[tuple[str, str], ...] = ()
+    """To be sent beside it, where the client sends none of that name."""
+
+
+class Optimiser:
+    """Remembers the latest conversations, in memory; thread-safe. One for each upstream."""
+
+    def __init__(
+        self, provider: Provider, *, without: Iterable[str] = (), max_output_characters: int | None = None
+    ) -> None:
+        """Outputs are cut where ``max_output_characters`` says so."""
+        self._provider = provider
+        self._without = frozenset(without)
+        self._max_output_characters = max_output_characters
+        self._equivalence = Equivalence()
+        self._live: OrderedDict[bytes, Live] = OrderedDict()
+        self._lock = Lock()
+
+    def __repr__(self) -> str:
+        return f"Optimiser({self._provider.name}, {len(self._live)} conversations, without={sorted(self._without)})"
+
+    def arrange(
+        self,
+        body: Body,
+        dialect: DialectName,
+        *,
+        owner: str = "",
+        session: str | None = None,
+        num_context_tokens: int | None = None,
+        without: Iterable[str] = (),
+    ) -> Arranged:
+        """The request as it should go out. It is never changed in place.
+
+        ``owner`` is whose it is: nothing that one has sent is said to another. ``session`` is the client's name for the
+        conversation. ``num_context_tokens`` is the model's context: what was dropped is kept while it fits.
+        """
+        names = frozenset(ARRANGEMENTS) - self._without - frozenset(without)
+        try:
+            return self._arranged(lens_of(body, dialect), owner, session, num_context_tokens, names)
+        except (RecursionError, ValueError):
+            # Nested too deeply, or numbers of thousands of digits: whether that can be read is for the provider to say.
+            return Arranged(body)
+
+    def _arranged(
+        self, sent: Lens, owner: str, session: str | None, num_context_tokens: int | None, names: Set[str]
+    ) -> Arranged:
+        dialect = sent.dialect
+        rule = self._provider.rule_for(str(sent.body.get("model", "")), dialect)
+        rates = Rates.by(rule, is_local=self._provider.is_local)
+        arranged = self._ridden(sent, owner, rates, num_context_tokens) if "summary-request" in names else None
+        if arranged is None:
+            arranged = self._said(sent, owner, names, num_context_tokens)
+            self._remember(sent, arranged.body, owner)
+        # A request that rides goes where the conversation is cached.
+        key = digest(owner, session or _head(lens_of(arranged.body, dialect))).hex()
+        body, added, headers = marked(arranged.body, dialect, Marking.by(rule), key=key, names=names)
+        changes = (*arranged.changes, *(Change(name, None, what) for name, what in added))
+        return Arranged(body, changes, tuple(headers))
+
+    def _said(self, sent: Lens, owner: str, names: Set[str], num_context_tokens: int | None) -> Arranged:
+        """With what the equivalence and the cutting of outputs make of it."""
+        wanted = cast("frozenset[SubstitutionName]", (names & NAMES) - {"reasoning"})
+        arranged = self._followed(sent, owner, wanted, names)
+        keeps_dropped = any(change.name in DROPPED for change in arranged.changes)
+        if keeps_dropped and not _fits(lens_of(arranged.body, sent.dialect), num_context_tokens):
+            self._equivalence.give_up(sent.messages, owner=owner)
+            arranged = self._followed(sent, owner, wanted, names)
+        return arranged
+
+    def _followed(self, sent: Lens, owner: str, wanted: frozenset[SubstitutionName], names: Set[str]) -> Arranged:
+        said = self._equivalence.follow(sent.messages, sent.tools, owner=owner, names=wanted)
+        changes = [Change(each.name, _entry(sent, each.message), each.what) for each in said.substitutions]
+        messages, cuts = self._cut(said.messages) if "outputs" in names else (said.messages, [])
+        changes += [Change("outputs", _entry(sent, index), "the tool's output is cut") for index in cuts]
+        return Arranged(sent.written(messages, said.tools), tuple(changes))
+
+    def _cut(self, messages: Sequence[Message]) -> tuple[list[Message], list[int]]:
+        limit = self._max_output_characters
+        short = list(messages)
+        cuts: list[int] = []
+        for index, message in enumerate(messages):
+            text = text_of(message)
+            if limit is not None and role_of(message) == "tool" and text and cut(text, limit) != text:
+                short[index] = with_text(message, cut(text, limit))
+                cuts.append(index)
+        return short, cuts
+
+    def _ridden(self, sent: Lens, owner: str, rates: Rates, num_context_tokens: int | None) -> Arranged | None:
+        """On a conversation of the same owner, where there is room and that costs less."""
+        with self._lock:
+            conversations = [live for key, live in reversed(self._live.items()) if key.startswith(_prefix(owner))]
+        body = ridden(sent, conversations)
+        if body is None:
+            return None
+        riding = lens_of(body, sent.dialect)
+        if not _is_cheaper(riding, sent, rates) or not _fits(riding, num_context_tokens):
+            return None
+        return Arranged(
+            body, (Change("summary-request", None, "it goes out behind the conversation that it asks about"),)
+        )
+
+    def _remember(self, sent: Lens, arranged: Body, owner: str) -> None:
+        key = _prefix(owner) + digest(conversation_of(sent.messages), sent.tools == [])
+        with self._lock:
+            self._live[key] = Live(sent, arranged)
+            self._live.move_to_end(key)
+            while len(self._live) > _MAX_CONVERSATIONS:
+                self._live.popitem(last=False)
+
+
+def _is_cheaper(riding: Lens, sent: Lens, rates: Rates) -> bool:
+    """The conversation is read from the cache, and what is asked is written; else all of it is written."""
+    asking = len(text_of(riding.leaves[-1].message) or "")
+    before = _num_characters(riding) - asking
+    return before * rates.read + asking * rates.write < _num_characters(sent) * rates.write
+
+
+def _head(lens: Lens) -> list[Message]:
+    """What a client's conversations have in common: they should meet on one machine."""
+    return lens.messages[: num_head_messages(lens.messages)]
+
+
+def _prefix(owner: str) -> bytes:
+    return digest("owner", owner)
+
+
+def _entry(sent: Lens, leaf: int | None) -> int | None:
+    return None if leaf is None else sent.leaves[leaf].entry
+
+
+def _fits(lens: Lens, num_context_tokens: int | None) -> bool:
+    return num_context_tokens is None or _num_characters(lens) <= num_context_tokens * _CHARACTERS_PER_TOKEN
+
+
+def _num_characters(lens: Lens) -> int:
+    texts = sum(len(str(message["content"])) for message in lens.messages)
+    return texts + sum(len(str(tool)) for tool in lens.tools)

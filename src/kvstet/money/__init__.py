@@ -1,0 +1,1 @@
+"""What requests cost: by class of token, with and without caching."""

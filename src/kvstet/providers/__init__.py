@@ -1,0 +1,1 @@
+"""What hosted models cost and when their caches hit: rules as data, and simulators of them."""
