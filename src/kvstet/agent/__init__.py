@@ -1,0 +1,1 @@
+"""A small coding agent that lives on the context layer."""
