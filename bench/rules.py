@@ -43,7 +43,6 @@ SESSIONS = ("*-requests.jsonl.xz",)
 """Not sessions: requests that were picked from several."""
 
 MODELS = ("anthropic/claude-sonnet-5", "openai/gpt-5.6", "openai/gpt-5.1")
-NUM_CONTEXT_TOKENS = 200_000
 MAX_COST = 0.25
 MAX_ABOVE_BEST = 1.05
 SECONDS_BETWEEN = 5.0
@@ -105,7 +104,7 @@ def arranged(requests: Sequence[Sent], provider: Provider, model: str, cut: int 
     found: list[Sent] = []
     for sent in requests:
         body = {**sent.body, "model": model}
-        said = optimiser.arrange(body, sent.dialect, num_context_tokens=NUM_CONTEXT_TOKENS)
+        said = optimiser.arrange(body, sent.dialect)
         found.append(Sent(said.body, sent.dialect, sent.at_seconds))
     return found
 

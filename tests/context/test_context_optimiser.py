@@ -21,6 +21,9 @@ from kvstet.context.optimiser import ARRANGEMENTS, Arranged, Optimiser
 from kvstet.providers.provider import Provider, provider_named
 
 ANTHROPIC, OPENAI, OPENROUTER, LOCAL = map(provider_named, ("anthropic", "openai", "openrouter", "kvstet"))
+ROOM = 200_000
+"""Tokens of a context in which all fits."""
+
 HOSTED: dict[DialectName, Provider] = {"chat": OPENAI, "messages": ANTHROPIC, "responses": OPENAI}
 
 
@@ -89,12 +92,12 @@ def test_whatever_a_body_holds_it_goes_out_and_is_not_changed_in_place(
     found: tuple[DialectName, Body], provider: Provider, limit: int | None
 ):
     dialect, body = found
-    optimiser = Optimiser(provider, max_output_characters=limit)
+    optimiser = Optimiser(provider, max_output_characters=limit, num_context_tokens=100)
     for recorded in requests_of("pi")[:2]:
         optimiser.arrange(recorded.body, dialect)
     before = repr(body)
     for _ in range(2):
-        arranged = optimiser.arrange(body, dialect, num_context_tokens=100)
+        arranged = optimiser.arrange(body, dialect)
         assert repr(body) == before
         json.dumps(arranged.body)
 
@@ -176,7 +179,7 @@ def last_of(name: str, optimiser: Optimiser, **options: Any) -> Arranged:
 
 
 def optimiser_for(name: str, **options: Any) -> Optimiser:
-    return Optimiser(PROVIDERS.get(name, LOCAL), max_output_characters=1_000, **options)
+    return Optimiser(PROVIDERS.get(name, LOCAL), max_output_characters=1_000, num_context_tokens=ROOM, **options)
 
 
 def test_there_is_a_scenario_for_each_change():
@@ -259,7 +262,7 @@ def test_a_key_is_of_one_owner_and_of_one_head_or_session():
 
 
 def test_a_request_that_rides_goes_where_the_conversation_is_cached():
-    optimiser = Optimiser(OPENAI)
+    optimiser = Optimiser(OPENAI, num_context_tokens=ROOM)
     first, _ = SCENARIOS["summary-request"]
     key = optimiser.arrange(first, "chat").body["prompt_cache_key"]
     arranged = optimiser.arrange(transcript(20), "chat")
@@ -270,20 +273,22 @@ def test_a_request_that_rides_goes_where_the_conversation_is_cached():
 def test_a_request_rides_only_where_that_costs_less_and_where_there_is_room():
     first, asked = SCENARIOS["summary-request"]
 
-    def rides(provider: Provider, **options: Any) -> bool:
-        optimiser = Optimiser(provider)
+    def rides(provider: Provider, room: int | None) -> bool:
+        optimiser = Optimiser(provider, num_context_tokens=room)
         optimiser.arrange(first, "chat")
-        return any(change.name == "summary-request" for change in optimiser.arrange(asked, "chat", **options).changes)
+        return any(change.name == "summary-request" for change in optimiser.arrange(asked, "chat").changes)
 
-    assert rides(LOCAL) and not rides(OPENAI), "reading ten thousand characters is dearer than writing one thousand"
-    assert rides(LOCAL, num_context_tokens=10_000) and not rides(LOCAL, num_context_tokens=500)
+    assert rides(LOCAL, ROOM)
+    assert not rides(OPENAI, ROOM), "reading ten thousand characters is dearer than writing one thousand"
+    assert not rides(LOCAL, 500)
+    assert not rides(LOCAL, None), "nobody knows how much room there is"
 
 
 @pytest.mark.parametrize(("name", "numbers"), [("opencode-compact", [8, 15, 22, 29, 36]), ("qwen", [24])])
 def test_recorded_summary_requests_ride_where_reuse_costs_nothing(name: str, numbers: list[int]):
     rode = [
         recorded.number
-        for recorded, arranged, _ in arranged_all(Optimiser(LOCAL), requests_of(name))
+        for recorded, arranged, _ in arranged_all(Optimiser(LOCAL, num_context_tokens=ROOM), requests_of(name))
         if any(change.name == "summary-request" for change in arranged.changes)
     ]
     assert rode == numbers
@@ -296,20 +301,24 @@ def test_outputs_are_kept_only_while_they_fit():
     first, then = SCENARIOS["tool-output"]
     size = len(OUTPUT) // 4 + 100
 
-    def kept(num_context_tokens: int | None) -> bool:
-        optimiser = Optimiser(LOCAL)
-        optimiser.arrange(first, "chat")
-        return optimiser.arrange(then, "chat", num_context_tokens=num_context_tokens).body is not then
+    def kept(provider: Provider, num_context_tokens: int | None, model: str = "") -> bool:
+        optimiser = Optimiser(provider, num_context_tokens=num_context_tokens, without=["cache-key"])
+        optimiser.arrange({**first, "model": model}, "chat")
+        body = {**then, "model": model}
+        return optimiser.arrange(body, "chat").body is not body
 
-    assert kept(None) and kept(10 * size) and not kept(size // 4)
+    assert kept(LOCAL, 10 * size) and not kept(LOCAL, size // 4)
+    assert kept(OPENAI, None, "gpt-5.1"), "its context is known"
+    assert not kept(OPENAI, None, "gpt-of-tomorrow")
 
 
 def test_what_was_given_up_stays_given_up():
     first, then = SCENARIOS["tool-output"]
-    optimiser = Optimiser(LOCAL)
+    optimiser = Optimiser(LOCAL, num_context_tokens=len(OUTPUT))
     optimiser.arrange(first, "chat")
-    assert optimiser.arrange(then, "chat", num_context_tokens=50).body is then
-    assert optimiser.arrange(then, "chat", num_context_tokens=10**6).body is then
+    long = {**then, "messages": [*then["messages"], assistant("Done."), user("And this? " + "x" * 3 * len(OUTPUT))]}
+    assert optimiser.arrange(long, "chat").body is long
+    assert optimiser.arrange(then, "chat").body is then
 
 
 def test_the_latest_conversations_are_remembered():

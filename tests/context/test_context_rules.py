@@ -40,7 +40,7 @@ def as_sent(requests: Sequence[Recorded], model: str, dialect: DialectName) -> B
 
 def as_arranged(bodies: Bodies, provider: Provider, dialect: DialectName) -> Bodies:
     optimiser = Optimiser(provider, max_output_characters=DEFAULT_CHARACTERS)
-    return [optimiser.arrange(body, dialect, num_context_tokens=200_000).body for body in bodies]
+    return [optimiser.arrange(body, dialect).body for body in bodies]
 
 
 def sent_to(cache: Simulator | Ideal, bodies: Bodies, dialect: str) -> list[Usage]:

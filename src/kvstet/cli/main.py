@@ -10,12 +10,16 @@ import typer
 from rich.markup import escape
 
 from kvstet import __version__
+from kvstet.cli.agent import AgentCommand, agent
 from kvstet.cli.cache import app as cache
 from kvstet.cli.console import log_handler, stderr_console
 from kvstet.cli.demo import demo
 from kvstet.cli.explain import explain
+from kvstet.cli.gateway import gateway
 from kvstet.cli.launch import launch
+from kvstet.cli.lint import lint_file
 from kvstet.cli.serve import serve
+from kvstet.cli.usage import usage
 from kvstet.cli.verify import verify
 from kvstet.errors import KvstetError
 
@@ -29,9 +33,13 @@ app = typer.Typer(
 )
 app.command()(serve)
 app.command()(demo)
+app.command()(gateway)
 app.command()(launch)
 app.command()(verify)
 app.command()(explain)
+app.command()(usage)
+app.command("lint")(lint_file)
+app.command(cls=AgentCommand)(agent)
 app.add_typer(cache)
 
 errors = stderr_console()

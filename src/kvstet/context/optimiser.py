@@ -26,6 +26,7 @@ from kvstet.context.message import Message, num_head_messages, role_of, text_of,
 from kvstet.context.outputs import cut
 from kvstet.context.payback import Rates
 from kvstet.context.riding import Live, ridden
+from kvstet.providers.prices import context_length_of
 from kvstet.providers.provider import Provider
 from kvstet.types import SubstitutionName
 
@@ -39,7 +40,7 @@ ARRANGEMENTS = {
 """Each with what it does."""
 
 _MAX_CONVERSATIONS = 64
-_CHARACTERS_PER_TOKEN = 4
+_CHARACTERS_PER_TOKEN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +68,17 @@ class Optimiser:
     """Remembers the latest conversations, in memory; thread-safe. One for each upstream."""
 
     def __init__(
-        self, provider: Provider, *, without: Iterable[str] = (), max_output_characters: int | None = None
+        self,
+        provider: Provider,
+        *,
+        without: Iterable[str] = (),
+        max_output_characters: int | None = None,
+        num_context_tokens: int | None = None,
     ) -> None:
-        """Outputs are cut where ``max_output_characters`` says so."""
+        """Outputs are cut where ``max_output_characters`` says so. ``num_context_tokens`` is the model's context; None:
+        as prices' data know it. Where nobody does, nothing is sent that makes a request longer."""
         self._provider = provider
+        self._num_context_tokens = num_context_tokens
         self._without = frozenset(without)
         self._max_output_characters = max_output_characters
         self._equivalence = Equivalence()
@@ -87,30 +95,28 @@ class Optimiser:
         *,
         owner: str = "",
         session: str | None = None,
-        num_context_tokens: int | None = None,
         without: Iterable[str] = (),
     ) -> Arranged:
         """The request as it should go out. It is never changed in place.
 
         ``owner`` is whose it is: nothing that one has sent is said to another. ``session`` is the client's name for the
-        conversation. ``num_context_tokens`` is the model's context: what was dropped is kept while it fits.
+        conversation.
         """
         names = frozenset(ARRANGEMENTS) - self._without - frozenset(without)
         try:
-            return self._arranged(lens_of(body, dialect), owner, session, num_context_tokens, names)
+            return self._arranged(lens_of(body, dialect), owner, session, names)
         except (RecursionError, ValueError):
             # Nested too deeply, or numbers of thousands of digits: whether that can be read is for the provider to say.
             return Arranged(body)
 
-    def _arranged(
-        self, sent: Lens, owner: str, session: str | None, num_context_tokens: int | None, names: Set[str]
-    ) -> Arranged:
-        dialect = sent.dialect
-        rule = self._provider.rule_for(str(sent.body.get("model", "")), dialect)
+    def _arranged(self, sent: Lens, owner: str, session: str | None, names: Set[str]) -> Arranged:
+        dialect, model = sent.dialect, str(sent.body.get("model", ""))
+        rule = self._provider.rule_for(model, dialect)
         rates = Rates.by(rule, is_local=self._provider.is_local)
-        arranged = self._ridden(sent, owner, rates, num_context_tokens) if "summary-request" in names else None
+        room = self._num_context_tokens or context_length_of(self._provider, model) or 0
+        arranged = self._ridden(sent, owner, rates, room) if "summary-request" in names else None
         if arranged is None:
-            arranged = self._said(sent, owner, names, num_context_tokens)
+            arranged = self._said(sent, owner, names, room)
             self._remember(sent, arranged.body, owner)
         # A request that rides goes where the conversation is cached.
         key = digest(owner, session or _head(lens_of(arranged.body, dialect))).hex()
@@ -118,12 +124,13 @@ class Optimiser:
         changes = (*arranged.changes, *(Change(name, None, what) for name, what in added))
         return Arranged(body, changes, tuple(headers))
 
-    def _said(self, sent: Lens, owner: str, names: Set[str], num_context_tokens: int | None) -> Arranged:
+    def _said(self, sent: Lens, owner: str, names: Set[str], room: int) -> Arranged:
         """With what the equivalence and the cutting of outputs make of it."""
-        wanted = cast("frozenset[SubstitutionName]", (names & NAMES) - {"reasoning"})
+        kept = DROPPED if room == 0 else {"reasoning"}
+        wanted = cast("frozenset[SubstitutionName]", (names & NAMES) - kept)
         arranged = self._followed(sent, owner, wanted, names)
         keeps_dropped = any(change.name in DROPPED for change in arranged.changes)
-        if keeps_dropped and not _fits(lens_of(arranged.body, sent.dialect), num_context_tokens):
+        if keeps_dropped and not _fits(lens_of(arranged.body, sent.dialect), room):
             self._equivalence.give_up(sent.messages, owner=owner)
             arranged = self._followed(sent, owner, wanted, names)
         return arranged
@@ -146,7 +153,7 @@ class Optimiser:
                 cuts.append(index)
         return short, cuts
 
-    def _ridden(self, sent: Lens, owner: str, rates: Rates, num_context_tokens: int | None) -> Arranged | None:
+    def _ridden(self, sent: Lens, owner: str, rates: Rates, room: int) -> Arranged | None:
         """On a conversation of the same owner, where there is room and that costs less."""
         with self._lock:
             conversations = [live for key, live in reversed(self._live.items()) if key.startswith(_prefix(owner))]
@@ -154,7 +161,7 @@ class Optimiser:
         if body is None:
             return None
         riding = lens_of(body, sent.dialect)
-        if not _is_cheaper(riding, sent, rates) or not _fits(riding, num_context_tokens):
+        if not _is_cheaper(riding, sent, rates) or not _fits(riding, room):
             return None
         return Arranged(
             body, (Change("summary-request", None, "it goes out behind the conversation that it asks about"),)
@@ -189,8 +196,9 @@ def _entry(sent: Lens, leaf: int | None) -> int | None:
     return None if leaf is None else sent.leaves[leaf].entry
 
 
-def _fits(lens: Lens, num_context_tokens: int | None) -> bool:
-    return num_context_tokens is None or _num_characters(lens) <= num_context_tokens * _CHARACTERS_PER_TOKEN
+def _fits(lens: Lens, room: int) -> bool:
+    """With what the reply takes, and the errors of the estimate."""
+    return _num_characters(lens) <= room * _CHARACTERS_PER_TOKEN
 
 
 def _num_characters(lens: Lens) -> int:

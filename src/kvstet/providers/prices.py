@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from kvstet.providers.provider import CacheRule, Provider
 
 if TYPE_CHECKING:
-    from genai_prices.types import ModelPrice
+    from genai_prices.types import ModelInfo, ModelPrice
 
 _PER = 1_000_000
 
@@ -59,15 +59,26 @@ def price_of(provider: Provider, model: str, *, num_input_tokens: int = 0, at: d
     return None if found is None else _price(found, provider.rule_for(model), num_input_tokens)
 
 
+def context_length_of(provider: Provider, model: str) -> int | None:
+    """How many tokens the model takes, prompt and reply together. None: nobody knows, or it is the user's own."""
+    found = _model(provider.prices_as, model) if provider.prices_as is not None else None
+    return None if found is None else found.context_window
+
+
 @lru_cache(1024)
 def _model_price(provider: str, model: str, at: datetime) -> ModelPrice | None:
+    found = _model(provider, model)
+    return None if found is None else found.get_prices(at)
+
+
+@lru_cache(1024)
+def _model(provider: str, model: str) -> ModelInfo | None:
     from genai_prices import data_snapshot
 
     try:
-        found = data_snapshot.get_snapshot().find_provider_model(model, None, provider, None)[1]
+        return data_snapshot.get_snapshot().find_provider_model(model, None, provider, None)[1]
     except LookupError:
         return None
-    return found.get_prices(at)
 
 
 def _price(found: ModelPrice, rule: CacheRule, num_input_tokens: int) -> Price:

@@ -1,0 +1,89 @@
+"""The gateway's ASGI app: its own few paths, and behind all others the upstream."""
+
+from __future__ import annotations
+
+import asyncio
+
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from kvstet import __version__
+from kvstet.api.access import Access
+from kvstet.api.envelopes import json_response
+from kvstet.api.exchange import answer_error
+from kvstet.api.guards import HostGuard, KeyGuard, PageGuard
+from kvstet.config import ServerOptions
+from kvstet.gateway.exchange import GatewayExchange
+from kvstet.gateway.forwarder import Forwarder, Preparing
+from kvstet.gateway.observer import Observer
+from kvstet.gateway.owners import Owners
+from kvstet.gateway.upstream import Line, Upstream
+
+
+class Gateway:
+    """Ready to serve; whoever makes it closes it."""
+
+    def __init__(
+        self, upstream: Upstream, options: ServerOptions, observer: Observer, preparing: Preparing | None = None
+    ) -> None:
+        self._upstream = upstream
+        self.observer = observer
+        self._line = Line(upstream)
+        self._closing: asyncio.Task[None] | None = None
+        self.app = self._app(options, Forwarder(upstream, self._line, observer, preparing))
+
+    def __repr__(self) -> str:
+        return f"Gateway({self._upstream.title})"
+
+    async def close(self) -> None:
+        """Break off what is under way, and write down what was observed. May be called more than once."""
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close())
+        # A server that is done gives up whoever waits here, and connections would be lost halfway.
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        await self._line.close()
+        await self.observer.close()
+
+    def _app(self, options: ServerOptions, forwarder: Forwarder) -> Starlette:
+        metrics = self.observer.metrics
+        app = Starlette(
+            routes=[
+                Route("/", self._index),
+                Route("/health", self._health),
+                Route("/v1/health", self._health),
+                Route("/metrics", self._metrics),
+                Route("/v1/kvstet/sessions", self.observer.sessions.list),
+                Route("/v1/kvstet/requests", self.observer.requests.list),
+            ],
+            middleware=[
+                Middleware(GatewayExchange, metrics),
+                Middleware(HostGuard, options.host, options.allowed_hosts),
+                Middleware(PageGuard, options.cors_origins),
+                Middleware(KeyGuard, Access(options.api_keys), metrics),
+                Middleware(Owners),
+            ],
+            exception_handlers={HTTPException: answer_error},
+        )
+        app.router.redirect_slashes = False
+        app.router.default = forwarder
+        return app
+
+    async def _index(self, request: Request) -> Response:
+        about = "A gateway to hosted models: it observes what their caches do, and passes all else through."
+        routes = sorted({route.path for route in request.app.routes})
+        content = {"name": "kvstet gateway", "version": __version__, "about": about, "paths": routes}
+        return json_response({**content, "upstream": self._upstream.title})
+
+    async def _health(self, request: Request) -> Response:
+        """Of the gateway itself: what the upstream does is seen in its answers."""
+        return json_response({"status": "ok"})
+
+    async def _metrics(self, request: Request) -> Response:
+        return Response(self.observer.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,125 @@
+"""A gateway, put together from what the user wants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from kvstet.config import ServerOptions
+from kvstet.context.optimiser import Optimiser
+from kvstet.dialects.dialect import dialect_named
+from kvstet.errors import InvalidRequest
+from kvstet.gateway.app import Gateway
+from kvstet.gateway.billing import Billing
+from kvstet.gateway.observer import Observer
+from kvstet.gateway.preparing import Models, Preparations, Preparer
+from kvstet.gateway.translation import KeyPlace, Translation
+from kvstet.gateway.upstream import CONNECT_SECONDS, READ_SECONDS, Upstream
+from kvstet.gateway.why import Asking
+from kvstet.money.ledger import Ledger
+from kvstet.providers.provider import Provider, provider_at, provider_named
+
+_HTTP_DIALECTS = ("messages", "responses", "chat")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayOptions:
+    """What a gateway does with what passes."""
+
+    upstream: str
+    """Name of a provider, or a base URL."""
+    provider: str | None = None
+    """Whose rules and prices hold at a URL; None: by its host, or nobody's."""
+    dialects: tuple[str, ...] = ()
+    """That the upstream speaks; empty: those of the table, or all."""
+    key: str | None = field(default=None, repr=False)
+    """The gateway's own; None: the clients'."""
+    models: Models = field(default_factory=Models)
+    optimises: bool = False
+    asks_why: bool = False
+    """The vendor is asked why its cache misses, although nothing else is changed."""
+    without: frozenset[str] = frozenset()
+    """Names of changes that are not made."""
+    max_output_characters: int | None = None
+    """Longer outputs of tools are cut when they enter; None: none are."""
+    logs_prompts: bool = False
+    keeps_ledger: bool = True
+    """What requests cost is written down, for `kvstet usage`."""
+    read_seconds: float = READ_SECONDS
+    connect_seconds: float = CONNECT_SECONDS
+
+
+def provider_of(options: GatewayOptions) -> Provider:
+    """Raises UnknownProvider, and InvalidRequest where an address is not whole."""
+    is_url = "://" in options.upstream
+    provider = provider_at(options.upstream, options.provider) if is_url else provider_named(options.upstream)
+    for url in provider.base_urls.values():
+        parts = urlsplit(url)
+        if any(word.isupper() for word in parts.netloc.split(".")):
+            raise InvalidRequest(
+                f"{provider.title} is at an address of your own: give --upstream {url} with your words for those in"
+                f" capitals, and --provider {provider.name}."
+            )
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise InvalidRequest(f"{url!r} is not an address like https://api.example.com/v1.")
+        if parts.username or parts.password or parts.query:
+            raise InvalidRequest("An upstream's address has neither a password nor a query: give keys by --key-env.")
+    return provider
+
+
+def upstream_of(options: GatewayOptions, provider: Provider) -> Upstream:
+    """Raises InvalidRequest where a dialect is not known, or not spoken."""
+    for name in options.dialects:
+        dialect_named(name)
+    wanted = options.dialects or _HTTP_DIALECTS
+    spoken = {name: provider.base_urls[name] for name in wanted if name in provider.base_urls}
+    if options.dialects and "://" in options.upstream:
+        # Whoever gives an address knows what is spoken there.
+        spoken = dict.fromkeys(options.dialects, options.upstream)
+    if not spoken:
+        known = ", ".join(provider.dialects)
+        raise InvalidRequest(f"{provider.title} speaks none of {', '.join(wanted)}; it speaks {known}.")
+    place = key_place_of(provider, next(iter(spoken)))
+    return Upstream(
+        provider.title,
+        spoken,
+        provider.name,
+        place.credential(options.key) if options.key is not None else None,
+        options.read_seconds,
+        options.connect_seconds,
+    )
+
+
+def key_place_of(provider: Provider, dialect: str) -> KeyPlace:
+    """Where the upstream wants a key."""
+    if provider.key is not None:
+        return KeyPlace(provider.key.header, provider.key.scheme)
+    return KeyPlace("x-api-key") if dialect == "messages" else KeyPlace("authorization", "Bearer")
+
+
+def build(options: GatewayOptions, server: ServerOptions) -> Gateway:
+    """Raises UnknownProvider and InvalidRequest."""
+    if options.key is not None and not server.api_keys:
+        raise InvalidRequest("With a key of its own, the gateway needs keys for its clients: give --api-key.")
+    if server.api_keys and options.key is None:
+        raise InvalidRequest("Clients' keys pass to the upstream, so they cannot be the gateway's: give --key-env.")
+    provider = provider_of(options)
+    upstream = upstream_of(options, provider)
+    asking = Asking(provider.diagnostics) if options.asks_why or options.optimises else None
+    observer = Observer(
+        Billing(provider, Ledger() if options.keeps_ledger else None),
+        logs_prompts=options.logs_prompts,
+        on_reply=asking.heard if asking is not None else None,
+    )
+    preparations = Preparations(
+        options.models,
+        Optimiser(provider, max_output_characters=options.max_output_characters) if options.optimises else None,
+        asking,
+        options.without,
+        server.max_body_bytes,
+    )
+    headers: Mapping[str, str] = provider.headers
+    translation = Translation(upstream, key_place_of(provider, next(iter(upstream.bases))), headers)
+    preparer = Preparer(upstream, translation, preparations, observer.metrics.observe_failure)
+    return Gateway(upstream, server, observer, preparer)

@@ -1,0 +1,98 @@
+"""One request that passes through the gateway: what came, what was sent on, and what came back."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import httpx
+from starlette.types import Scope
+
+from kvstet.api.exchange import Exchange
+from kvstet.config import ApiKey
+from kvstet.dialects.dialect import Dialect, dialect_of_path
+from kvstet.gateway.copy import Copy
+from kvstet.gateway.headers import Fields
+from kvstet.gateway.ports import Change
+
+_ASKING = ("/chat/completions", "/messages", "/responses")
+"""Ends of the paths at which a model is asked for a reply."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a client asks."""
+
+    id: str
+    owner: str
+    """Name of the API key that sent it, or a digest of the key that passes; see `kvstet.gateway.owners`."""
+    method: str
+    path: str
+    raw_path: bytes
+    query: bytes
+    fields: Fields = field(repr=False)
+    dialect: Dialect | None
+    """Of the path; None: it is no endpoint of a dialect."""
+    began_at: float
+    """Seconds since 1970."""
+    started_at: float = field(repr=False)
+    """The same, of `time.perf_counter`."""
+
+    @property
+    def asks_model(self) -> bool:
+        """Whether a reply of a model is wanted, so that there is something to observe."""
+        return self.method == "POST" and self.dialect is not None and self.path.rstrip("/").endswith(_ASKING)
+
+
+def call_of(scope: Scope) -> Call:
+    """Of a request whose exchange and key are known."""
+    exchange: Exchange = scope["state"]["exchange"]
+    key: ApiKey = scope["state"]["api_key"]
+    path: str = scope["path"]
+    raw_path = scope.get("raw_path") or path.encode("utf-8")
+    query: bytes = scope["query_string"]
+    method: str = scope["method"]
+    dialect = dialect_of_path(path)
+    fields: Fields = scope["headers"]
+    return Call(exchange.id, key.name, method, path, raw_path, query, fields, dialect, time.time(), exchange.started_at)
+
+
+@dataclass(slots=True)
+class Passage:
+    """What became of a call; filled in while it passes."""
+
+    call: Call
+    sent: Copy
+    """The body that was sent on."""
+    received: Copy
+    """The body that came back, as the upstream sent it."""
+    original: bytes | None = field(default=None, repr=False)
+    """The body as the client sent it, where another one was sent on."""
+    changes: tuple[Change, ...] = ()
+    dropped: tuple[str, ...] = ()
+    """What could not be translated."""
+    spoken: Dialect | None = None
+    """With the upstream."""
+    thread: str | None = None
+    """A name of the conversation, where the vendor is asked about it."""
+    status: int | None = None
+    received_fields: Fields = field(default_factory=Fields, repr=False)
+    overhead_seconds: float | None = None
+    """That the request spent in the gateway before it began to be sent on."""
+    first_byte_seconds: float | None = None
+    """Until the response began."""
+    seconds: float | None = None
+
+    def leave(self) -> None:
+        """The request is about to be sent on."""
+        self.overhead_seconds = time.perf_counter() - self.call.started_at
+
+    def arrive(self, response: httpx.Response) -> None:
+        """The response begins."""
+        self.status = response.status_code
+        self.received_fields = response.headers.raw
+        self.first_byte_seconds = time.perf_counter() - self.call.started_at
+
+    def end(self) -> None:
+        """Nothing more comes, for whatever reason."""
+        self.seconds = time.perf_counter() - self.call.started_at

@@ -1,0 +1,116 @@
+"""Requests on their way to the upstream, and responses on their way back: bytes as they come, in both directions."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import httpx
+from starlette.types import Receive, Scope, Send
+
+from kvstet.api.envelopes import ErrorAnswer
+from kvstet.gateway.call import Call, Passage, call_of
+from kvstet.gateway.copy import MAX_COPY_BYTES, Copy
+from kvstet.gateway.headers import Fields, onward, wants_upgrade
+from kvstet.gateway.inbound import Inbound
+from kvstet.gateway.returning import AsItComes, Returning
+from kvstet.gateway.upstream import Line, Place, Upstream, pieces_of
+
+_NO_UPGRADE = ErrorAnswer(
+    426,
+    "The gateway passes HTTP on, and no WebSockets: use HTTP, with server-sent events for streams.",
+    "invalid_request_error",
+    "websocket_not_supported",
+)
+"""The status at which Codex goes on with HTTP at once, instead of trying again (openai/codex, pull request 10824)."""
+
+
+class Noting(Protocol):
+    """Is told of requests that are over. Returns at once."""
+
+    def note(self, passage: Passage) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A request as it is sent on."""
+
+    place: Place
+    fields: Fields = field(repr=False)
+    body: AsyncIterable[bytes] | bytes = field(repr=False)
+    returning: Returning = field(default_factory=AsItComes)
+    added: Fields = field(default_factory=Fields)
+    """Fields of the gateway's own in the response."""
+
+
+class Preparing(Protocol):
+    """Makes the request that is sent on of a client's, where that may be another one."""
+
+    async def prepared(self, passage: Passage, inbound: Inbound) -> Outgoing:
+        """Raises a RequestError, or a HTTPException, where the request can neither be changed nor passed as it is."""
+        ...
+
+
+class Forwarder:
+    """The ASGI app behind all paths that are not the gateway's own."""
+
+    def __init__(self, upstream: Upstream, line: Line, observer: Noting, preparing: Preparing | None = None) -> None:
+        self._upstream = upstream
+        self._line = line
+        self._observer = observer
+        self._preparing = preparing
+
+    def __repr__(self) -> str:
+        return f"Forwarder({self._upstream.title})"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if wants_upgrade(scope["headers"]):
+            await _NO_UPGRADE.response(scope["path"])(scope, receive, send)
+            return
+        call = call_of(scope)
+        limit = MAX_COPY_BYTES if call.asks_model else 0
+        passage = Passage(call, Copy(limit), Copy(limit), spoken=call.dialect)
+        inbound = Inbound(receive)
+        try:
+            await inbound.until_gone(self._pass(passage, inbound, send))
+        finally:
+            passage.end()
+            self._observer.note(passage)
+
+    async def _pass(self, passage: Passage, inbound: Inbound, send: Send) -> None:
+        outgoing = await self._outgoing(passage, inbound)
+        passage.leave()
+        async with self._line.ask(passage.call.method, outgoing.place, outgoing.fields, outgoing.body) as response:
+            passage.arrive(response)
+            await _answer(passage, outgoing, response, send)
+
+    async def _outgoing(self, passage: Passage, inbound: Inbound) -> Outgoing:
+        if self._preparing is not None and passage.call.dialect is not None and passage.call.method == "POST":
+            return await self._preparing.prepared(passage, inbound)
+        return as_it_comes(self._upstream, passage, inbound)
+
+
+def as_it_comes(upstream: Upstream, passage: Passage, inbound: Inbound) -> Outgoing:
+    """The request, byte for byte, while it comes."""
+    place = place_of(upstream, passage.call)
+    fields = onward(passage.call.fields, place.host, upstream.credential)
+    return Outgoing(place, fields, passage.sent.tee(inbound.body()))
+
+
+def place_of(upstream: Upstream, call: Call) -> Place:
+    """Where a call goes that is passed on as it is."""
+    name = call.dialect.name if call.dialect is not None else None
+    return upstream.place(name, call.raw_path, call.query)
+
+
+async def _answer(passage: Passage, outgoing: Outgoing, response: httpx.Response, send: Send) -> None:
+    async with aclosing(pieces_of(response, passage.received)) as pieces:
+        returned = await outgoing.returning.returned(response, pieces)
+        fields = [*returned.fields, *outgoing.added]
+        await send({"type": "http.response.start", "status": returned.status, "headers": fields})
+        async with aclosing(returned.body):
+            async for piece in returned.body:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})

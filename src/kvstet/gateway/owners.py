@@ -1,0 +1,37 @@
+"""Whose request it is, where the gateway asks for no key of its own: that of whoever has the key that passes."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from kvstet.config import ApiKey
+from kvstet.gateway.headers import keys_in
+
+_DIGEST_BYTES = 6
+
+
+class Owners:
+    """Middleware: gives each request a key by name, as `kvstet.api.guards.KeyGuard` does where keys are asked for.
+
+    The name is a digest with a salt that nobody has and that lasts as long as the process: the key cannot be found from
+    it. Whoever sends no key shares what is told with others who send none.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._salt = secrets.token_bytes(32)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope["state"].setdefault("api_key", ApiKey(self._name(keys_in(scope["headers"])), secret=""))
+        await self._app(scope, receive, send)
+
+    def _name(self, keys: list[bytes]) -> str:
+        if not keys:
+            return ""
+        # The same key is sent as a Bearer token by some clients, and bare by others.
+        bare = keys[0].strip().removeprefix(b"Bearer ").removeprefix(b"bearer ").strip()
+        return hashlib.blake2b(bare, key=self._salt, digest_size=_DIGEST_BYTES).hexdigest()

@@ -1,0 +1,47 @@
+"""Listening, as `kvstet.api.server` does, with nothing of its own in what passes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from starlette.types import ASGIApp
+
+from kvstet.api.server import Closable, Server, listen, url_of
+from kvstet.config import ServerOptions
+
+
+class GatewayServer(Server):
+    """Does not add a date to responses: they have their own."""
+
+    def __init__(self, app: ASGIApp, closable: Closable, drain_seconds: float) -> None:
+        super().__init__(app, closable, drain_seconds)
+        self.config.date_header = False
+        logging.getLogger("uvicorn.error").addFilter(_is_news)
+
+
+async def serve(
+    app: ASGIApp,
+    closable: Closable,
+    options: ServerOptions,
+    *,
+    drain_seconds: float,
+    on_listening: Callable[[str], None] = lambda _: None,
+) -> None:
+    """As `kvstet.api.server.serve`."""
+    listener = listen(options)
+    try:
+        server = GatewayServer(app, closable, drain_seconds)
+        on_listening(url_of(listener))
+        await server.serve(sockets=[listener])
+    finally:
+        listener.close()
+        await closable.close()
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Responses without an end are meant, and logged with their reason; a WebSocket is answered, and no one is missing
+    a library for it."""
+    text = record.getMessage()
+    known = ("returned without completing response", "Unsupported upgrade request", "No supported WebSocket library")
+    return not any(part in text for part in known)

@@ -1,0 +1,194 @@
+"""The server behind the gateway: where each path lies there, and what is said when it does not answer."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from urllib.request import getproxies, proxy_bypass
+
+import httpx
+
+from kvstet.api.guards import is_loopback
+from kvstet.errors import DeadlineExceeded, InvalidRequest, Unavailable
+from kvstet.gateway.copy import Copy
+from kvstet.gateway.headers import Credential, Fields
+
+DialectName = str
+"""As `kvstet.dialects` names them: chat, responses, messages."""
+
+CONNECT_SECONDS = 10.0
+READ_SECONDS = 900.0
+"""Silence after which an upstream is given up. Models think for minutes; clients are done waiting before this."""
+
+_IDLE_SECONDS = 60.0
+"""How long a connection is kept for the next request: agents pause between requests, and TLS takes round trips."""
+
+_IDLE_CONNECTIONS = 64
+
+_VERSION = b"/v1"
+
+
+class UpstreamUnreachable(Unavailable):
+    """No connection, or one that ended before there was an answer: 502."""
+
+    code = "upstream_unreachable"
+
+
+class UpstreamSilent(DeadlineExceeded):
+    """It took too long to answer: 504."""
+
+    code = "upstream_timeout"
+
+
+class UpstreamBroke(Exception):
+    """It began to answer, and did not come to the end: the client's connection has to break as well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """What is behind the gateway."""
+
+    title: str
+    bases: Mapping[DialectName, str]
+    """Base URL of each dialect that is spoken there, as its SDK would be given it; the first is for all other paths."""
+    provider: str | None = None
+    """Name of its row in the table of providers."""
+    credential: Credential | None = None
+    """The gateway's own key. None: the client's passes."""
+    read_seconds: float = READ_SECONDS
+    connect_seconds: float = CONNECT_SECONDS
+
+    def place(self, dialect: DialectName | None, raw_path: bytes, query: bytes) -> Place:
+        """Where a path of the gateway lies; the query stays as it is, byte for byte."""
+        server, prefix = _split(self.bases.get(dialect or "", next(iter(self.bases.values()))))
+        is_openai = dialect != "messages" or prefix.endswith(_VERSION)
+        # Base URLs of OpenAI's dialects have their version in them, and what clients ask a gateway for begins with it.
+        if prefix and is_openai and (raw_path == _VERSION or raw_path.startswith(_VERSION + b"/")):
+            raw_path = raw_path.removeprefix(_VERSION)
+        return Place(server, prefix + raw_path + (b"?" + query if query else b""))
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A server, and what is asked for there."""
+
+    server: httpx.URL
+    target: bytes
+    """Path and query as they go over the wire."""
+
+    @property
+    def host(self) -> bytes:
+        """As the Host field names it."""
+        return self.server.netloc
+
+
+@lru_cache
+def _split(base: str) -> tuple[httpx.URL, bytes]:
+    """The server of a base URL, and the path on it without a slash at its end."""
+    url = httpx.URL(base)
+    return url.copy_with(raw_path=b"/"), url.raw_path.partition(b"?")[0].rstrip(b"/")
+
+
+class Line:
+    """The connections to the upstream, kept between requests."""
+
+    def __init__(self, upstream: Upstream, *, verify: ssl.SSLContext | bool = True) -> None:
+        self._upstream = upstream
+        self._timeouts = {
+            "connect": upstream.connect_seconds,
+            "read": upstream.read_seconds,
+            "write": upstream.read_seconds,
+            "pool": None,
+        }
+        # The transport alone: a client around it would follow cookies, redirections and authentication, all of which
+        # are the business of those whose requests pass, and it would take a third of the time that one takes here.
+        self._transport = httpx.AsyncHTTPTransport(
+            verify=verify,
+            proxy=_proxy_of(httpx.URL(next(iter(upstream.bases.values())))),
+            limits=httpx.Limits(
+                max_connections=None, max_keepalive_connections=_IDLE_CONNECTIONS, keepalive_expiry=_IDLE_SECONDS
+            ),
+        )
+
+    def __repr__(self) -> str:
+        return f"Line({self._upstream.title})"
+
+    async def close(self) -> None:
+        await self._transport.aclose()
+
+    @asynccontextmanager
+    async def ask(
+        self, method: str, place: Place, fields: Fields, body: AsyncIterable[bytes] | bytes
+    ) -> AsyncGenerator[httpx.Response, None]:
+        """The response, once it has begun; leaving the block closes the connection unless all was read.
+
+        Raises UpstreamUnreachable and UpstreamSilent.
+        """
+        request = httpx.Request(
+            method,
+            place.server,
+            headers=fields,
+            stream=_Body(body) if not isinstance(body, bytes) else httpx.ByteStream(body),
+            extensions={"target": place.target, "timeout": self._timeouts},
+        )
+        response = await self._sent(request)
+        try:
+            yield response
+        finally:
+            await response.aclose()
+
+    async def _sent(self, request: httpx.Request) -> httpx.Response:
+        try:
+            return await self._transport.handle_async_request(request)
+        except httpx.TimeoutException as error:
+            what = "accept a connection" if isinstance(error, httpx.ConnectTimeout) else "answer"
+            raise UpstreamSilent(f"The upstream {self._upstream.title} did not {what} in time.") from None
+        except httpx.ConnectError as error:
+            raise UpstreamUnreachable(f"The upstream {self._upstream.title} cannot be reached: {error}.") from None
+        except httpx.LocalProtocolError:
+            # What h11 says of a field quotes it, and it may be a key.
+            raise InvalidRequest("The request has a header field that cannot be sent on.") from None
+        except httpx.TransportError as error:
+            reason = _REASONS.get(type(error), "the connection failed")
+            raise UpstreamUnreachable(f"The upstream {self._upstream.title} gave no answer: {reason}.") from None
+
+
+def _proxy_of(url: httpx.URL) -> str | None:
+    """As the environment has it; nobody means a proxy to be asked for what runs on this machine."""
+    if is_loopback(url.host) or proxy_bypass(url.host):
+        return None
+    proxies = getproxies()
+    return proxies.get(url.scheme) or proxies.get("all")
+
+
+_REASONS: Mapping[type[httpx.TransportError], str] = {
+    httpx.RemoteProtocolError: "it closed the connection, or does not speak HTTP",
+    httpx.ReadError: "it broke the connection off",
+    httpx.WriteError: "it broke the connection off",
+    httpx.ProxyError: "the proxy before it failed",
+}
+
+
+async def pieces_of(response: httpx.Response, copy: Copy) -> AsyncGenerator[bytes, None]:
+    """The body as it comes, its encoding untouched. UpstreamBroke: it did not come to the end."""
+    try:
+        async for piece in response.aiter_raw():
+            copy.add(piece)
+            yield piece
+    except httpx.TransportError as error:
+        raise UpstreamBroke(type(error).__name__) from None
+    copy.is_complete = True
+
+
+class _Body(httpx.AsyncByteStream):
+    """A body as it comes from the client."""
+
+    def __init__(self, pieces: AsyncIterable[bytes]) -> None:
+        self._pieces = pieces
+
+    async def __aiter__(self) -> AsyncGenerator[bytes, None]:
+        async for piece in self._pieces:
+            yield piece
