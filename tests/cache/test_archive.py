@@ -1078,6 +1078,23 @@ def test_state_that_is_quarantined_while_it_is_written_does_not_come_back(opened
     assert opened().kept() == []
 
 
+def test_what_a_killed_process_was_writing_of_quarantined_state_is_deleted_at_the_next_start(
+    opened: Opener, folder: Path
+):
+    shelf = opened()
+    shelf.saved("abcd", cuts=(2,))
+    assert shelf.cache.write_step()
+    shelf.archive.disk.wait()
+    assert shelf.cache.write_step()
+    shelf.cache.quarantine(shelf.node("abcd"), 1.0, 0.1)
+    # Nobody has deleted the file, since nobody has heard that it was written.
+    shelf.kill()
+    again = opened()
+    assert again.kept() == ["ab span"]
+    assert files(folder) == [again.path("ab")]
+    assert again.archive.disk.used_bytes == num_file_bytes(folder)
+
+
 @ALL_KINDS
 def test_quarantined_state_is_not_kept_after_a_restart_either(traits: MemoryTraits, opened: Opener):
     shelf = opened(traits)

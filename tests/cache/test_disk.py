@@ -361,6 +361,17 @@ def test_a_quarantine_outlives_the_index(tier: DiskTier, store: DiskStore):
     assert [model.name for model in store.models()] == ["smol"]
 
 
+def test_quarantined_state_that_comes_back_with_a_rebuilt_index_is_deleted(tier: DiskTier, store: DiskStore):
+    (a,) = saved(tier, "a")
+    tier.quarantine([a.key.prefix], 0.5, 0.1)
+    # By a process that did not know.
+    blobfile.write(store.temp_folder, store.path(FINGERPRINT, a.key), FINGERPRINT, record("a"), state())
+    (store.folder / "v1" / "index.sqlite3").unlink()
+    (b,) = saved(tier, "b")
+    assert files(store.folder) == [store.path(FINGERPRINT, b.key)]
+    assert store.used_bytes == b.num_bytes
+
+
 # Damage
 
 

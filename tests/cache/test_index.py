@@ -134,7 +134,7 @@ def test_quarantined_prefixes_are_left_out(index: Index):
     assert [entry for _, entry in index.records(FINGERPRINT)] == [B]
     assert [entry for _, entry in index.records(OTHER)] == [A]
     assert index.quarantined(FINGERPRINT) == [Quarantined(A.key.prefix, NOW, 0.5, 0.1)]
-    assert index.keys_of(FINGERPRINT, [A.key.prefix, b"unknown"]) == [A.key]
+    assert index.quarantined_keys(FINGERPRINT) == [A.key]
 
 
 def test_noise_floors_and_file_hashes_are_remembered(index: Index, tmp_path: Path):

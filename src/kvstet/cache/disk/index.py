@@ -200,15 +200,6 @@ class Index:
         for fingerprint, kind, prefix, start, num_bytes in rows:
             yield fingerprint, _key(kind, prefix, start), num_bytes
 
-    def keys_of(self, fingerprint: bytes, prefixes: Iterable[bytes]) -> list[BlobKey]:
-        """What is kept of these prefixes."""
-        query = (
-            "SELECT kind, prefix, start FROM blobs"
-            " WHERE prefix = ? AND model = (SELECT id FROM models WHERE fingerprint = ?)"
-        )
-        rows = (row for prefix in prefixes for row in self._db.execute(query, (prefix, fingerprint)))
-        return [_key(kind, prefix, start) for kind, prefix, start in rows]
-
     def foreign(self, fingerprint: bytes) -> list[ForeignBlob]:
         """The blobs of all other models."""
         rows = self._db.execute(
@@ -249,6 +240,15 @@ class Index:
     def quarantined(self, fingerprint: bytes) -> list[Quarantined]:
         query = "SELECT prefix, min(noted, ?), divergence, floor FROM quarantine WHERE fingerprint = ?"
         return [Quarantined(*row) for row in self._db.execute(query, (self._clock(), fingerprint))]
+
+    def quarantined_keys(self, fingerprint: bytes) -> list[BlobKey]:
+        """What is kept of quarantined prefixes."""
+        query = (
+            "SELECT kind, prefix, start FROM blobs"
+            " WHERE model = (SELECT id FROM models WHERE fingerprint = :fingerprint)"
+            " AND prefix IN (SELECT prefix FROM quarantine WHERE fingerprint = :fingerprint)"
+        )
+        return [_key(*row) for row in self._db.execute(query, {"fingerprint": fingerprint})]
 
     def noise_floor(self, fingerprint: bytes) -> str | None:
         row = self._db.execute("SELECT content FROM noise_floors WHERE fingerprint = ?", (fingerprint,)).fetchone()

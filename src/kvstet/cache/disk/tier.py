@@ -292,11 +292,11 @@ class DiskTier:
         self._revoked.update(job.record.key for job in self._jobs if job.record.key.prefix in self._quarantined)
         self._known = {key for key in self._known if key.prefix not in self._quarantined}
 
-        def pay(store: DiskStore) -> None:
-            store.run(lambda index: index.quarantine(self._fingerprint, prefixes, divergence, floor))
-            store.remove(self._fingerprint, store.run(lambda index: index.keys_of(self._fingerprint, prefixes)))
+        def note(index: Index) -> None:
+            index.quarantine(self._fingerprint, prefixes, divergence, floor)
 
-        self._owe(_Debt(pay))
+        self._debts.append(_Debt(lambda store: store.run(note)))
+        self._owe(_Debt(self._remove_quarantined))
 
     # Inside
 
@@ -384,15 +384,17 @@ class DiskTier:
     def _register(self) -> None:
         """Let the index know of the model, and of what a lost one knew."""
 
-        def pay(store: DiskStore) -> None:
-            def note(index: Index) -> None:
-                index.register(self._fingerprint, self._model_name)
-                for prefix, (divergence, floor) in self._quarantined.items():
-                    index.quarantine(self._fingerprint, [prefix], divergence, floor)
+        def note(index: Index) -> None:
+            index.register(self._fingerprint, self._model_name)
+            for prefix, (divergence, floor) in self._quarantined.items():
+                index.quarantine(self._fingerprint, [prefix], divergence, floor)
 
-            store.run(note)
+        self._debts.append(_Debt(lambda store: store.run(note)))
+        # A process that was killed may have left some, or one that did not know of the quarantine.
+        self._debts.append(_Debt(self._remove_quarantined))
 
-        self._debts.append(_Debt(pay))
+    def _remove_quarantined(self, store: DiskStore) -> None:
+        store.remove(self._fingerprint, store.run(lambda index: index.quarantined_keys(self._fingerprint)))
 
     def __repr__(self) -> str:
         return f"<DiskTier {self._fingerprint.hex()[:8]} {len(self._known)} blobs, {self._store!r}>"
