@@ -47,6 +47,9 @@ bench:
 	@$(BIN)/python bench/plan.py
 	@$(BIN)/python bench/explain.py
 	@$(BIN)/python bench/foretold.py
+	@$(BIN)/python bench/rules.py
+	@$(BIN)/python bench/gateway.py
+	@$(BIN)/python bench/reuse.py
 	@$(BIN)/python bench/speed.py
 	@$(BIN)/python bench/restart.py
 	@$(BIN)/python bench/saving.py

@@ -36,7 +36,7 @@ from starlette.types import Receive, Scope, Send
 from kvstet.api.server import listen, url_of
 from kvstet.config import ServerOptions
 from kvstet.gateway.building import GatewayOptions, build
-from kvstet.gateway.server import serve
+from kvstet.gateway.server import run, serve
 
 CHARACTERS_PER_TOKEN = 4
 PATHS = {"chat": "/v1/chat/completions", "messages": "/v1/messages"}
@@ -102,11 +102,11 @@ def run_gateway(told: Connection, url: str, optimises: bool) -> None:
     options = GatewayOptions(upstream=url, provider="anthropic", optimises=optimises)
     server = ServerOptions(port=0)
 
-    async def run() -> None:
+    async def serving() -> None:
         gateway = build(options, server)
         await serve(gateway.app, gateway, server, drain_seconds=0.1, on_listening=told.send)
 
-    asyncio.run(run())
+    run(serving())
 
 
 @contextmanager

@@ -252,7 +252,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("model", nargs="?", type=Path, help="a GGUF file; a toy if not given")
     parser.add_argument("--turns", type=int, default=40)
-    parser.add_argument("--context", type=int, default=8192)
+    parser.add_argument("--context", type=int, default=12_288)
     parser.add_argument("--kept", action="store_true", help="only with all rules kept")
     arguments = parser.parse_args()
     model = arguments.model or toy_path("llama-dense", context_length=arguments.context, vocabulary=demo_model_path())

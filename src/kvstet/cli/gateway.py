@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from kvstet.errors import InvalidRequest
 from kvstet.gateway.building import GatewayOptions, build, provider_of, upstream_of
 from kvstet.gateway.changes import known_changes
 from kvstet.gateway.preparing import Models
+from kvstet.gateway.server import run as run_server
 from kvstet.gateway.server import serve
 from kvstet.gateway.upstream import CONNECT_SECONDS, READ_SECONDS
 
@@ -132,7 +132,7 @@ def gateway(
         cors_origins=tuple(map(origin, cors_origin or ())),
         max_body_bytes=max_body * MIB,
     )
-    asyncio.run(run(options, server))
+    run_server(run(options, server))
 
 
 def no_keys(context: typer.Context) -> tuple[ApiKey, ...]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
 
+import uvloop
 from starlette.types import ASGIApp
 
 from kvstet.api.server import Closable, Server, listen, url_of
@@ -18,6 +21,17 @@ class GatewayServer(Server):
         super().__init__(app, closable, drain_seconds)
         self.config.date_header = False
         logging.getLogger("uvicorn.error").addFilter(_is_news)
+
+
+_SWITCH_SECONDS = 0.0005
+"""Requests that pass take turns with the thread that looks at copies of others. At Python's own 5 ms, and with several
+turns in a request, one in a hundred would wait for 50 ms."""
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """To its end, on uvloop, which takes less time than asyncio's own loop to pass a request on."""
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    uvloop.run(main)
 
 
 async def serve(
