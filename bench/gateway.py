@@ -14,7 +14,6 @@ falls on both sides. The exit status is 1 where the median of the observing gate
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import multiprocessing
 import os
