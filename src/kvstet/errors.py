@@ -15,6 +15,7 @@
     │   ├── EngineCrashed
     │   ├── ModelUnavailable      it cannot be loaded, or there is no memory for it
     │   └── ShuttingDown
+    ├── EngineMissing             kvstet was installed without libllama
     ├── LlamaError                libllama refused, or would have corrupted or aborted
     │   ├── ModelLoadError
     │   ├── UnsupportedModel
@@ -134,6 +135,10 @@ class ShuttingDown(Unavailable):
     """The server is stopping."""
 
     code = "shutting_down"
+
+
+class EngineMissing(KvstetError):
+    """kvstet was installed without libllama, which what is asked for needs."""
 
 
 class LlamaError(KvstetError):

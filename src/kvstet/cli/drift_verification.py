@@ -23,7 +23,6 @@ from kvstet.engine.graft import SEAM_TOKENS
 from kvstet.engine.probes import Probe, Probed, ask
 from kvstet.engine.process import Loaded, Loader, Loading
 from kvstet.errors import DiskUnavailable, InvalidRequest
-from kvstet.llama.parameters import max_length
 
 NUM_CONTROLS = 4
 """Edits whose prompts are computed cold twice, for the noise floor, and repaired whole."""
@@ -145,6 +144,8 @@ def prepare(job: DriftJob) -> Material:
     """The edits and probes of the trace. InvalidRequest: it has none."""
     vocabulary, renderer = load_text(job.model.path, None)
     with vocabulary:
+        from kvstet.llama.parameters import max_length
+
         context_length = max_length(vocabulary, job.model)
         recorded, skipped = recorded_of(job.trace, renderer, context_length)
         edits = edits_of(recorded, renderer, job.num_edits, context_length)

@@ -1,4 +1,7 @@
-"""Everything one served model needs, put together."""
+"""Everything one served model needs, put together.
+
+libllama is loaded by what needs it: the gateway, the agent and their like are installed without.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ import asyncio
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kvstet.api.foresight import Foresight
 from kvstet.api.ports import Served
@@ -17,21 +22,37 @@ from kvstet.chat.renderer import Renderer
 from kvstet.config import ServedOptions, ServerOptions
 from kvstet.engine.client import EngineClient
 from kvstet.engine.supervisor import Supervisor
-from kvstet.errors import ModelLoadError
-from kvstet.llama.model import Model
-from kvstet.llama.parameters import working_bytes
-from kvstet.llama.schema import schema_grammar, schema_rules
+from kvstet.errors import EngineMissing, ModelLoadError
 from kvstet.types import Tokenizer
+
+if TYPE_CHECKING:
+    from kvstet.llama.model import Model
+
+
+def load_vocabulary(path: Path) -> Model:
+    """A model file without its weights, to be closed by the caller. Raises EngineMissing, and what loading raises."""
+    _need_engine()
+    from kvstet.llama.model import Model
+
+    return Model.load_vocab(path)
+
+
+def _need_engine() -> None:
+    if find_spec("llama_cpp") is None:
+        raise EngineMissing("This needs libllama: pip install 'kvstet[engine]' brings it.")
 
 
 def load_text(path: Path, chat_template: str | None) -> tuple[Model, Renderer]:
     """A model file's vocabulary, to be closed by the caller, and what renders conversations with it."""
-    vocabulary = Model.load_vocab(path)
+    vocabulary = load_vocabulary(path)
     return vocabulary, Renderer(resolve_template(chat_template, vocabulary.chat_template), vocabulary.vocab)
 
 
 def needed_bytes(options: ServedOptions) -> int | None:
-    """About how much memory the model will take; None where a GPU takes it. Raises ModelLoadError."""
+    """About how much memory the model will take; None where a GPU takes it. Raises EngineMissing, ModelLoadError."""
+    _need_engine()
+    from kvstet.llama.parameters import working_bytes
+
     model = options.model
     besides_weights = working_bytes(model.path, model)
     files = (*model_files(model.path), *(lora.path for lora in model.lora))
@@ -53,7 +74,7 @@ class Text:
     @classmethod
     def load(cls, options: ServedOptions, server: ServerOptions) -> Text:
         """Raises the KvstetError that says what is wrong with the file or the template."""
-        vocabulary = Model.load_vocab(options.model.path)
+        vocabulary = load_vocabulary(options.model.path)
         try:
             template = resolve_template(options.chat_template, vocabulary.chat_template)
             replies = None
@@ -104,6 +125,8 @@ class LoadedModel:
         """Raises the KvstetError that says what is wrong with the file, the template or the options."""
         # In a thread: other models may be at work for clients.
         text = await asyncio.to_thread(Text.load, options, server)
+        from kvstet.llama.schema import schema_grammar, schema_rules
+
         supervisor = Supervisor(options.model, options.engine)
         try:
             await supervisor.start(on_progress)
