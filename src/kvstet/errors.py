@@ -14,6 +14,8 @@
     │   ├── DeadlineExceeded
     │   ├── EngineCrashed
     │   ├── ModelUnavailable      it cannot be loaded, or there is no memory for it
+    │   ├── UpstreamUnreachable   the gateway got no answer from the server behind it
+    │   ├── UpstreamSilent        a DeadlineExceeded: that server took too long to answer
     │   └── ShuttingDown
     ├── EngineMissing             kvstet was installed without libllama
     ├── LlamaError                libllama refused, or would have corrupted or aborted
@@ -24,6 +26,7 @@
     │   ├── OutOfMemory           no memory to write or read a snapshot; it is not kept, or not loaded
     │   └── SnapshotMismatch      bytes that are not a snapshot of this context
     ├── UnknownProvider           no provider of this name
+    ├── Unreadable                what passed the gateway cannot be looked at; it passed all the same
     ├── LedgerUnavailable         the account of what requests cost cannot be read now
     ├── BrokenHistory             a conversation that is not, byte for byte, what was written
     ├── AgentError                `kvstet agent` cannot go on
@@ -118,6 +121,18 @@ class DeadlineExceeded(Unavailable):
     code = "deadline_exceeded"
 
 
+class UpstreamUnreachable(Unavailable):
+    """The gateway has no connection to the server behind it, or one that ended before there was an answer: 502."""
+
+    code = "upstream_unreachable"
+
+
+class UpstreamSilent(DeadlineExceeded):
+    """The server behind the gateway took too long to answer: 504."""
+
+    code = "upstream_timeout"
+
+
 class EngineCrashed(Unavailable):
     """The engine process died while it worked on this request; it is being restarted."""
 
@@ -198,6 +213,10 @@ def _rebuild(kind: type[RequestError], state: dict[str, object], args: tuple[obj
 
 class UnknownProvider(KvstetError):
     """No provider has this name."""
+
+
+class Unreadable(KvstetError):
+    """What passed through the gateway cannot be looked at; it passed all the same."""
 
 
 class LedgerUnavailable(KvstetError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -11,8 +12,8 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from tests.clients.server import Site, running
 TURN_SECONDS = 150.0
 START_SECONDS = 10.0
 """Until a client with a terminal listens to keys."""
+GATEWAY_SECONDS = 30.0
 REST_SECONDS = 1.5
 """Between a turn's last reply and the next turn."""
 
@@ -57,8 +59,10 @@ class Held:
 class Driver:
     """Starts a client's processes, and lets them find nothing but what is meant for them."""
 
-    def __init__(self, client: RealClient, site: Site, folder: Path, believed_context: int | None) -> None:
-        self.client, self.site = client, site
+    def __init__(
+        self, client: RealClient, site: Site, folder: Path, believed_context: int | None, url: str | None = None
+    ) -> None:
+        self.client, self.site, self._url = client, site, url or site.url
         self.home, self.temporary = folder / "home", folder / "tmp"
         self.project = self.home / "project"
         self.temporary.mkdir(parents=True)
@@ -92,7 +96,7 @@ class Driver:
 
     def command(self, arguments: Sequence[str], prompt: str) -> list[str]:
         context = () if self._context is None else ("--context", str(self._context))
-        launch = ["launch", "--url", self.site.url, "--model", "coder", *context, self.client.name, "--"]
+        launch = ["launch", "--url", self._url, "--model", "coder", *context, self.client.name, "--"]
         words = [prompt if word == PROMPT else word for word in arguments]
         return [sys.executable, "-m", "kvstet", *launch, *words]
 
@@ -203,6 +207,22 @@ def end_strays(home: Path) -> None:
                 os.kill(int(environment.parent.name), signal.SIGKILL)
 
 
+@contextmanager
+def gateway_before(url: str, options: Sequence[str], log: Path) -> Generator[str]:
+    """`kvstet gateway` in a process of its own; yields its address."""
+    command = [sys.executable, "-m", "kvstet", "gateway", "--upstream", url, "--port", "0", "--no-ledger", *options]
+    with log.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        deadline = time.monotonic() + GATEWAY_SECONDS
+        while (found := re.search(r"http://127\.0\.0\.1:\d+(?=/v1)", log.read_text())) is None:
+            assert time.monotonic() < deadline and process.poll() is None, log.read_text()
+            time.sleep(0.1)
+        yield found[0]
+    finally:
+        end_group(process)
+
+
 def held(
     client: RealClient,
     model: Path,
@@ -211,13 +231,19 @@ def held(
     is_overflowing: bool = False,
     echoes: bool = True,
     context_length: int = 131_072,
+    gateway: Sequence[str] | None = None,
 ) -> Held:
+    """``gateway`` are options of one that stands before the server; None: there is none."""
     project = folder / "home" / "project"
     turns = client.long_turns() if is_overflowing else client.main_turns(str(project))
     script = Script(turns, client.is_main)
     length = client.overflow_context if is_overflowing else context_length
-    with running(model, script, context_length=length, echoes=echoes) as site:
-        driver = Driver(client, site, folder, client.believed_context if is_overflowing else None)
+    with ExitStack() as stack:
+        site = stack.enter_context(running(model, script, context_length=length, echoes=echoes))
+        url = (
+            None if gateway is None else stack.enter_context(gateway_before(site.url, gateway, folder / "gateway.txt"))
+        )
+        driver = Driver(client, site, folder, client.believed_context if is_overflowing else None, url)
         try:
             driver.hold(turns, client.commands_long if is_overflowing else client.commands)
         finally:

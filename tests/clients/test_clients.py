@@ -114,3 +114,26 @@ def test_without_it_replies_are_computed_again(name: str, model: Path, tmp_path:
     with_echo = held(client, model, tmp_path / "with")
     without = held(client, model, tmp_path / "without", echoes=False)
     assert without.site.num_computed_tokens > 1.01 * with_echo.site.num_computed_tokens
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("pi", ["--optimise"]),
+        ("claude", ["--optimise"]),
+        ("codex", ["--optimise"]),
+        ("pi", ["--dialect", "messages"]),
+        ("claude", ["--dialect", "chat"]),
+        ("codex", ["--dialect", "chat"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_a_client_works_through_the_gateway_in_its_own_dialect_and_in_others(
+    name: str, options: list[str], model: Path, tmp_path: Path
+):
+    session = held(client_named(name), model, tmp_path, gateway=options)
+    test_a_client_comes_to_the_end_of_its_session(session)
+    test_its_tools_ran(session)
+    paths = {one.path.partition("?")[0] for one in session.site.answered if one.method == "POST"}
+    spoken = {"messages": "/v1/messages", "chat": "/v1/chat/completions"}.get(options[-1])
+    assert spoken is None or spoken in paths

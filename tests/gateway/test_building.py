@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -18,6 +19,7 @@ from kvstet.cli.main import app
 from kvstet.errors import InvalidRequest, UnknownProvider
 from kvstet.gateway.building import GatewayOptions, provider_of, upstream_of
 from kvstet.gateway.changes import CHANGES
+from kvstet.gateway.preparing import Models
 from kvstet.gateway.upstream import Upstream
 from kvstet.providers.provider import provider_named, providers
 
@@ -91,6 +93,26 @@ def test_only_the_dialects_that_are_named_are_spoken():
     assert dict(upstream_of(options, provider_of(options)).bases) == {"chat": "http://h:1/v1"}
     with pytest.raises(InvalidRequest, match="no dialect"):
         upstream_of(GatewayOptions(upstream="openai", dialects=("klingon",)), provider_of(options))
+
+
+@pytest.mark.parametrize(
+    ("options", "spoken"),
+    [
+        ({}, {"messages", "chat"}),
+        ({"optimises": True}, {"messages"}),
+        ({"optimises": True, "dialects": ("chat",)}, {"chat"}),
+        ({"optimises": True, "upstream": "http://h/v1"}, {"messages", "responses", "chat"}),
+        ({"optimises": True, "upstream": "openai"}, {"responses", "chat"}),
+    ],
+)
+def test_dialects_in_which_nothing_is_cached_are_left_out_where_it_shall_be(options: dict[str, Any], spoken: set[str]):
+    wanted = GatewayOptions(**{"upstream": "anthropic", **options})
+    assert set(upstream_of(wanted, provider_of(wanted)).bases) == spoken
+
+
+def test_nothing_is_left_out_where_a_model_is_cached_in_no_dialect():
+    wanted = GatewayOptions(upstream="gemini", optimises=True, models=Models("gemini-2.0-flash"))
+    assert set(upstream_of(wanted, provider_of(wanted)).bases) == {"chat"}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.api.harness import eventually
 from tests.gateway.gateway_harness import Answer, Gate, Recorder, built_gateway, gateway_to, serving
-from tests.gateway.scripted import STREAM, messages_stream, vendor
+from tests.gateway.scripted import STREAM, TEXT, messages_stream, vendor
 
 from kvstet.errors import InvalidRequest
 from kvstet.gateway.app import Gateway
@@ -86,10 +86,12 @@ def test_an_arrangement_that_fails_passes_the_request_byte_for_byte(error: Excep
 @pytest.mark.parametrize("body", [b"", b"not JSON", b"[1]", b'{"a": \xff}', b"[" * 100_000, b'{"a":' * 100_000])
 def test_what_is_not_understood_passes_byte_for_byte(body: bytes):
     recorder = Recorder()
-    with serving(recorder) as url, built_gateway(url, provider="anthropic", optimises=True) as gate:
-        for path in (CHAT, MESSAGES, "/v1/responses"):
-            gate.post(path, body)
-            assert recorder.last.body == body
+    with serving(recorder) as url:
+        for provider, paths in (("anthropic", [MESSAGES]), ("openai", [CHAT, "/v1/responses"])):
+            with built_gateway(url, provider=provider, optimises=True) as gate:
+                for path in paths:
+                    gate.post(path, body)
+    assert [request.body for request in recorder.requests] == [body] * 3
 
 
 def test_a_body_that_is_too_large_to_be_changed_passes_while_it_comes():
@@ -120,6 +122,39 @@ def test_the_real_optimiser_marks_what_anthropic_caches():
         assert recorder.last.body == body
         row = gate.rows()[-1]
     assert "breakpoints" in [change["name"] for change in row["changes"]]
+
+
+@pytest.mark.parametrize(("num_context_tokens", "is_kept"), [(100_000, True), (10, False), (None, False)])
+def test_what_the_client_drops_stays_only_where_the_models_context_is_known(
+    num_context_tokens: int | None, is_kept: bool
+):
+    call = {"id": "c", "type": "function", "function": {"name": "read", "arguments": "{}"}}
+    turn = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    recorder = Recorder(plan=vendor("chat"))
+    options: dict[str, Any] = {"optimises": True, "num_context_tokens": num_context_tokens}
+    with serving(recorder) as url, built_gateway(url, **options) as gate:
+        for output in ("So it stands. " * 9, "[Old tool result content cleared]"):
+            messages = [*turn, {"role": "tool", "tool_call_id": "c", "content": output}]
+            gate.post(CHAT, json.dumps({"model": "nobody-knows-it", "messages": messages}).encode())
+    assert (b"So it stands." in recorder.last.body) == is_kept
+
+
+def test_what_caches_nothing_in_its_own_dialect_is_asked_in_one_that_does():
+    """Anthropic's layer for OpenAI's clients does not cache."""
+    recorder = Recorder(
+        plan=lambda request: vendor("messages" if request.target == b"/v1/messages" else "chat")(request)
+    )
+    content = {"model": "claude-sonnet-5", "max_tokens": 9, "messages": [{"role": "user", "content": "Hi " * 3000}]}
+    body = json.dumps(content).encode()
+    with serving(recorder) as url:
+        with built_gateway(url, provider="anthropic") as gate:
+            gate.post(CHAT, body)
+            assert (recorder.last.target, recorder.last.body) == (b"/v1/chat/completions", body)
+        with built_gateway(url, provider="anthropic", optimises=True) as gate:
+            answer = gate.post(CHAT, body)
+    assert recorder.last.target == b"/v1/messages"
+    assert b'"cache_control"' in recorder.last.body
+    assert answer.json()["choices"][0]["message"]["content"] == TEXT
 
 
 def test_the_vendor_is_asked_why_its_cache_missed():

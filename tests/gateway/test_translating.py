@@ -13,7 +13,7 @@ import httpx
 import openai
 import pytest
 from tests.gateway.gateway_harness import Answer, Gate, Recorder, built_gateway, serving
-from tests.gateway.scripted import CALL, JSON, STREAM, STREAMED, TEXT, THOUGHT, vendor
+from tests.gateway.scripted import CALL, JSON, STREAM, STREAMED, TEXT, THOUGHT, WHOLE, vendor
 
 DIRECTIONS = [
     (client, upstream) for client in ("chat", "responses", "messages") for upstream in ("chat", "responses", "messages")
@@ -272,6 +272,47 @@ def test_models_have_other_names_upstream():
         assert reply["text"] == TEXT
         asked_whole("chat", gate)
         assert json.loads(recorder.last.body)["model"] == "their-model"
+
+
+def next_step(message: dict[str, Any]) -> list[dict[str, Any]]:
+    """As most Chat clients go on: with the calls, and without the reasoning."""
+    (call,) = message["tool_calls"]
+    said = {"role": "assistant", "content": message["content"], "tool_calls": [call]}
+    return [*CHAT_ASKED["messages"], said, {"role": "tool", "tool_call_id": call["id"], "content": "It is empty."}]
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_chat_clients_keep_the_thinking_that_they_cannot_hold(is_streamed: bool):
+    with to("messages", vendor("messages", calls=True)) as (recorder, gate):
+        with openai_client(gate) as sdk:
+            if is_streamed:
+                with sdk.chat.completions.stream(**CHAT_ASKED) as stream:
+                    message = stream.get_final_completion().choices[0].message
+            else:
+                message = sdk.chat.completions.create(**CHAT_ASKED).choices[0].message
+            messages: Any = next_step(message.model_dump(mode="json"))
+            sdk.chat.completions.create(**{**CHAT_ASKED, "messages": messages})
+        replied = json.loads(recorder.last.body)["messages"][1]
+        with openai.OpenAI(base_url=f"{gate.url}/v1", api_key="sk-another", max_retries=0) as other:
+            other.chat.completions.create(**{**CHAT_ASKED, "messages": messages})
+        told = json.loads(recorder.last.body)["messages"][1]
+    assert replied["role"] == told["role"] == "assistant"
+    assert replied["content"][0] == {"type": "thinking", "thinking": THOUGHT, "signature": "c2ln"}
+    assert [block["type"] for block in told["content"]] == ["text", "tool_use"]
+
+
+@pytest.mark.parametrize(("client", "upstream"), ACROSS)
+def test_half_an_emoji_survives(client: str, upstream: str):
+    """Clients written in JavaScript cut texts anywhere, and then send what they cut with each request."""
+    asked = {"chat": CHAT_ASKED, "responses": RESPONSES_ASKED, "messages": MESSAGES_ASKED}[client]
+    path = {"chat": "/v1/chat/completions", "responses": "/v1/responses", "messages": "/v1/messages"}[client]
+    half = json.dumps(asked).replace('"Hi"', '"Hi \\ud83d"').encode()
+    whole = json.dumps(WHOLE[upstream]()).replace("Hello", "Hello \\ude00").encode()
+    with to(upstream, lambda _: Answer(200, JSON, (whole,))) as (recorder, gate):
+        answer = gate.post(path, half)
+    assert "Hi \ud83d" in json.dumps(json.loads(recorder.last.body)).encode().decode("unicode_escape")
+    assert answer.status_code == 200
+    assert b"Hello \\ude00" in answer.content
 
 
 def test_images_reach_the_upstream():

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvstet.providers.estimate import num_tokens, opaque, tokens_of
+from kvstet.providers.estimate import Kept, num_tokens, opaque, tokens_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -79,3 +79,21 @@ def test_200_000_tokens_take_well_under_a_second() -> None:
     assert number > 200_000
     assert first_seconds < 1.5
     assert time.perf_counter() - started < 0.01
+
+
+def test_only_the_latest_texts_are_kept():
+    kept = Kept(10)
+    for text in ("aaaa", "bbbb", "bbbb", "cc"):
+        kept.keep(text, tokens_of(text))
+    assert kept.get("aaaa") is not None
+    kept.keep("dddd", tokens_of("dddd"))
+    assert [text for text in ("aaaa", "bbbb", "cc", "dddd") if kept.get(text) is not None] == ["aaaa", "cc", "dddd"]
+    assert repr(kept) == "Kept(3 texts, 10 of 10 characters)"
+
+
+def test_a_text_that_is_too_long_is_not_kept():
+    """And drives no other out."""
+    kept = Kept(10)
+    for text in ("b", "a" * 11):
+        kept.keep(text, tokens_of(text))
+    assert repr(kept) == "Kept(1 texts, 1 of 10 characters)"

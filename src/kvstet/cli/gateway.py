@@ -101,6 +101,10 @@ def gateway(
         int | None,
         option("--cut-outputs", panel=CHANGING, text="Longest output of a tool, in characters.", at_least=1000),
     ] = None,
+    context_length: Annotated[
+        int | None,
+        option("--context-length", panel=CHANGING, text="What the upstream's model takes, in tokens.", at_least=1),
+    ] = None,
     model: Annotated[
         str | None, option("--model", panel=CHANGING, text="The upstream's model, whatever clients name.")
     ] = None,
@@ -119,6 +123,7 @@ def gateway(
         asks_why=ask_why,
         without=known_changes(without or ()),
         max_output_characters=cut_outputs,
+        num_context_tokens=context_length,
         logs_prompts=log_prompts,
         keeps_ledger=not no_ledger,
         read_seconds=timeout,

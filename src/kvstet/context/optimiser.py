@@ -76,7 +76,7 @@ class Optimiser:
         num_context_tokens: int | None = None,
     ) -> None:
         """Outputs are cut where ``max_output_characters`` says so. ``num_context_tokens`` is the model's context; None:
-        as prices' data know it. Where nobody does, nothing is sent that makes a request longer."""
+        as prices' data know it. Where nobody does, nothing dropped is kept, and no request rides on a longer one."""
         self._provider = provider
         self._num_context_tokens = num_context_tokens
         self._without = frozenset(without)

@@ -138,10 +138,11 @@ class SealRecorder:
                 return
 
     def close(self) -> None:
-        """The reply is over; one that was cut off is kept as well."""
+        """The reply is over; one that was cut off is kept as well. May be called more than once."""
         if self._details:
             keys = _keys(self._owner, self._ids, "".join(self._reasoning), "".join(self._text))
             self._memory.keep(list(keys), self._details)
+            self._details.clear()
 
 
 def _keys_of_message(message: Message, owner: str) -> Iterator[bytes]:

@@ -50,10 +50,20 @@ class Billing:
     def __repr__(self) -> str:
         return f"Billing({self._provider.name}, {self._ledger})"
 
-    def bill(self, passage: Passage, model: str, usage: Usage, session: str, sentence: str) -> Billed:
-        """Of one request that was answered, and note it."""
+    def bill(
+        self,
+        passage: Passage,
+        model: str,
+        usage: Usage,
+        session: str,
+        sentence: str,
+        *,
+        unoptimised: Usage | None = None,
+    ) -> Billed:
+        """Of one request that was answered, and note it. ``unoptimised``: what it would have taken as the client wrote
+        it, where that is known."""
         price = price_of(self._provider, model, num_input_tokens=usage.num_input_tokens or 0)
-        bill = bill_of(usage, price)
+        bill = bill_of(usage, price, unoptimised=unoptimised)
         if self._ledger is not None:
             entry = entry_of(
                 bill,

@@ -12,12 +12,14 @@ from kvstet.dialects.dialect import dialect_named
 from kvstet.errors import InvalidRequest
 from kvstet.gateway.app import Gateway
 from kvstet.gateway.billing import Billing
+from kvstet.gateway.comparison import Comparison
 from kvstet.gateway.observer import Observer
 from kvstet.gateway.preparing import Models, Preparations, Preparer
 from kvstet.gateway.translation import KeyPlace, Translation
 from kvstet.gateway.upstream import CONNECT_SECONDS, READ_SECONDS, Upstream
 from kvstet.gateway.why import Asking
 from kvstet.money.ledger import Ledger
+from kvstet.providers.prices import context_length_of
 from kvstet.providers.provider import Provider, provider_at, provider_named
 
 _HTTP_DIALECTS = ("messages", "responses", "chat")
@@ -43,6 +45,8 @@ class GatewayOptions:
     """Names of changes that are not made."""
     max_output_characters: int | None = None
     """Longer outputs of tools are cut when they enter; None: none are."""
+    num_context_tokens: int | None = None
+    """Of the upstream's model; None: as prices' data know it. Where nobody does, what clients drop stays dropped."""
     logs_prompts: bool = False
     keeps_ledger: bool = True
     """What requests cost is written down, for `kvstet usage`."""
@@ -77,6 +81,8 @@ def upstream_of(options: GatewayOptions, provider: Provider) -> Upstream:
     if options.dialects and "://" in options.upstream:
         # Whoever gives an address knows what is spoken there.
         spoken = dict.fromkeys(options.dialects, options.upstream)
+    if options.optimises:
+        spoken = _caching(spoken, provider, options.models.default or "") or spoken
     if not spoken:
         known = ", ".join(provider.dialects)
         raise InvalidRequest(f"{provider.title} speaks none of {', '.join(wanted)}; it speaks {known}.")
@@ -89,6 +95,11 @@ def upstream_of(options: GatewayOptions, provider: Provider) -> Upstream:
         options.read_seconds,
         options.connect_seconds,
     )
+
+
+def _caching(spoken: Mapping[str, str], provider: Provider, model: str) -> dict[str, str]:
+    """Those dialects in which anything is cached: what is asked in others is translated into one of them."""
+    return {name: url for name, url in spoken.items() if provider.rule_for(model, name).kind != "none"}
 
 
 def key_place_of(provider: Provider, dialect: str) -> KeyPlace:
@@ -111,10 +122,18 @@ def build(options: GatewayOptions, server: ServerOptions) -> Gateway:
         Billing(provider, Ledger() if options.keeps_ledger else None),
         logs_prompts=options.logs_prompts,
         on_reply=asking.heard if asking is not None else None,
+        comparison=Comparison(provider) if options.optimises else None,
+    )
+    # The first look into the prices takes half a second, for which no request should wait.
+    context_length_of(provider, options.models.default or "")
+    optimiser = Optimiser(
+        provider,
+        max_output_characters=options.max_output_characters,
+        num_context_tokens=options.num_context_tokens,
     )
     preparations = Preparations(
         options.models,
-        Optimiser(provider, max_output_characters=options.max_output_characters) if options.optimises else None,
+        optimiser if options.optimises else None,
         asking,
         options.without,
         server.max_body_bytes,

@@ -13,7 +13,7 @@ from kvstet.config import ApiKey
 from kvstet.dialects.dialect import Dialect, dialect_of_path
 from kvstet.gateway.copy import Copy
 from kvstet.gateway.headers import Fields
-from kvstet.gateway.ports import Change
+from kvstet.gateway.ports import Body, Change
 
 _ASKING = ("/chat/completions", "/messages", "/responses")
 """Ends of the paths at which a model is asked for a reply."""
@@ -57,6 +57,16 @@ def call_of(scope: Scope) -> Call:
     return Call(exchange.id, key.name, method, path, raw_path, query, fields, dialect, time.time(), exchange.started_at)
 
 
+@dataclass(frozen=True, slots=True)
+class Rearranged:
+    """A request in the upstream's dialect, before and after it was arranged; the same where nothing had to be."""
+
+    before: Body = field(repr=False)
+    after: Body = field(repr=False)
+    headers: tuple[tuple[str, str], ...] = ()
+    """That were sent beside the latter."""
+
+
 @dataclass(slots=True)
 class Passage:
     """What became of a call; filled in while it passes."""
@@ -68,6 +78,8 @@ class Passage:
     """The body that came back, as the upstream sent it."""
     original: bytes | None = field(default=None, repr=False)
     """The body as the client sent it, where another one was sent on."""
+    rearranged: Rearranged | None = None
+    """None: nothing arranges requests, or this one could not be read."""
     changes: tuple[Change, ...] = ()
     dropped: tuple[str, ...] = ()
     """What could not be translated."""

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import AsyncGenerator, AsyncIterable
 from dataclasses import dataclass, field
 
-from kvstet.errors import KvstetError
+from kvstet.errors import Unreadable
 
 _WBITS = {"gzip": 31, "x-gzip": 31, "deflate": 47}
 """Of zlib; 47 finds out itself whether there is a header of zlib or gzip."""
@@ -14,10 +14,6 @@ _WBITS = {"gzip": 31, "x-gzip": 31, "deflate": 47}
 
 MAX_COPY_BYTES = 64 * 1024**2
 """Most of a body that is kept to be looked at, packed or not."""
-
-
-class Unreadable(KvstetError):
-    """What passed by cannot be looked at; it passed by all the same."""
 
 
 @dataclass(slots=True)

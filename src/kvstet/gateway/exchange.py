@@ -13,8 +13,9 @@ from kvstet.api.envelopes import ErrorAnswer, anthropic_envelope, json_response
 from kvstet.api.errors import ClientGone
 from kvstet.api.exchange import Exchange
 from kvstet.dialects.dialect import dialect_of_path
+from kvstet.errors import UpstreamUnreachable
 from kvstet.gateway.metrics import GatewayMetrics
-from kvstet.gateway.upstream import UpstreamBroke, UpstreamUnreachable
+from kvstet.gateway.upstream import UpstreamBroke
 
 logger = logging.getLogger("kvstet.gateway")
 

@@ -78,5 +78,5 @@ class GatewayMetrics(Metrics):
         self._changes.labels(name).inc()
 
     def observe_failure(self, what: str) -> None:
-        """``what``: observation, ledger or arrangement."""
+        """``what``: observation, ledger, arrangement or comparison."""
         self._failures.labels(what).inc()

@@ -12,10 +12,10 @@ from typing import TypeVar
 
 from kvstet.api.sessions import VERDICTS, Record, Sessions, edit_as_json
 from kvstet.edits.verdict import Verdict, explained, for_log
-from kvstet.errors import KvstetError
+from kvstet.errors import KvstetError, Unreadable
 from kvstet.gateway.billing import Billed, Billing
 from kvstet.gateway.call import Passage
-from kvstet.gateway.copy import Unreadable
+from kvstet.gateway.comparison import Comparison
 from kvstet.gateway.histories import Histories
 from kvstet.gateway.metrics import GatewayMetrics
 from kvstet.gateway.reading import Answered, Asked, answered_of, asked_of
@@ -48,15 +48,22 @@ class Observer:
     """Takes note in the event loop, and looks in its own thread. One for each gateway."""
 
     def __init__(
-        self, billing: Billing, *, logs_prompts: bool = False, on_reply: Callable[[str, str], None] | None = None
+        self,
+        billing: Billing,
+        *,
+        logs_prompts: bool = False,
+        on_reply: Callable[[str, str], None] | None = None,
+        comparison: Comparison | None = None,
     ) -> None:
-        """``on_reply`` is told the conversation and the id of each reply, from a thread of the observer's."""
+        """``on_reply`` is told the conversation and the id of each reply, from a thread of the observer's.
+        ``comparison``: where requests are arranged, whether that saves anything."""
         self.metrics = GatewayMetrics()
         self.sessions = Sessions()
         self.requests = Requests()
         self._billing = billing
         self._logs_prompts = logs_prompts
         self._on_reply = on_reply
+        self._comparison = comparison
         self._histories = Histories()
         self._worker = ThreadPoolExecutor(1, "kvstet-observer")
         self._waiting_bytes, self._num_waiting = 0, 0
@@ -74,6 +81,8 @@ class Observer:
         if not passage.call.asks_model:
             return
         num_bytes = passage.sent.num_bytes + passage.received.num_bytes
+        if passage.rearranged is not None:
+            num_bytes += passage.sent.num_bytes
         if self._waiting_bytes + num_bytes > MAX_WAITING_BYTES:
             self.metrics.observe_failure("observation")
             logger.warning("request %s was passed on and is not looked at: too many are waiting", passage.call.id)
@@ -149,15 +158,27 @@ class Observer:
         placed: Placed | None,
         session: str | None,
     ) -> Billed | None:
+        unoptimised = self._unoptimised(passage, answered.reply.usage if answered is not None else Usage())
         if answered is None:
             return None
         model = answered.reply.model or (asked.request.model if asked is not None else "")
         sentence = for_log(placed.verdict) if placed is not None else ""
         try:
-            return self._billing.bill(passage, model, answered.reply.usage, session or "", sentence)
+            return self._billing.bill(
+                passage, model, answered.reply.usage, session or "", sentence, unoptimised=unoptimised
+            )
         except Exception as error:
             self.metrics.observe_failure("ledger")
             logger.warning("request %s could not be written into the ledger: %s", passage.call.id, type(error).__name__)
+            return None
+
+    def _unoptimised(self, passage: Passage, usage: Usage) -> Usage | None:
+        """What it would have taken as the client wrote it; None: nobody knows."""
+        try:
+            return self._comparison.unoptimised(passage, usage) if self._comparison is not None else None
+        except Exception as error:
+            self.metrics.observe_failure("comparison")
+            logger.warning("what request %s saved is not known: %s", passage.call.id, type(error).__name__)
             return None
 
     def _log(self, told: Told, placed: Placed | None) -> None:

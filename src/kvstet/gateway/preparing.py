@@ -16,7 +16,8 @@ from typing import Any, cast
 from starlette.exceptions import HTTPException
 
 from kvstet.api.body import in_worker
-from kvstet.gateway.call import Call, Passage
+from kvstet.dialects.values import to_json
+from kvstet.gateway.call import Call, Passage, Rearranged
 from kvstet.gateway.changes import ASK_WHY, CACHE_KEY, MODEL
 from kvstet.gateway.copy import MAX_COPY_BYTES
 from kvstet.gateway.forwarder import Outgoing, as_it_comes, place_of
@@ -122,10 +123,12 @@ class Preparer:
     async def _outgoing(self, passage: Passage, content: bytes, translated: Translated) -> Outgoing:
         changed = await in_worker(len(content), partial(self._arranged, passage, translated))
         passage.changes = changed.changes
+        if self._preparations.arranger is not None:
+            passage.rearranged = Rearranged(translated.body, changed.body or translated.body, changed.headers)
         names = ", ".join(dict.fromkeys(change.name for change in changed.changes))
         added: Fields = [(CHANGES, names.encode("ascii", "replace"))] if names else []
         if translated.returning is not None:
-            encoded = changed.encoded or encode(translated.body)
+            encoded = changed.encoded or to_json(translated.body).encode()
             place, fields = self._translation.onward(passage.call, passage.spoken, len(encoded))
             passage.original = content
             passage.sent.add(encoded)
@@ -179,7 +182,7 @@ class Preparer:
             changes += [] if asked is None else [OwnChange(ASK_WHY, "the vendor is asked why its cache misses")]
             body = body if asked is None else asked
         is_changed = body is not translated.body and body != translated.body
-        return _Changed(encode(body) if is_changed else None, tuple(changes), headers)
+        return _Changed(encode(body) if is_changed else None, tuple(changes), headers, body)
 
     def _renamed(self, body: Body) -> tuple[Body, list[Change]]:
         model = body.get("model")
@@ -195,6 +198,8 @@ class _Changed:
     """None: it stays as it is."""
     changes: tuple[Change, ...] = ()
     headers: tuple[tuple[str, str], ...] = ()
+    body: Body | None = field(default=None, repr=False)
+    """As it was encoded; None: arranging it failed."""
 
 
 def encode(body: Body) -> bytes:

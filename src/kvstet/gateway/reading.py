@@ -18,9 +18,9 @@ from kvstet.dialects.request import Request
 from kvstet.dialects.sse import SseDecoder
 from kvstet.dialects.whole import Reply, reply_of
 from kvstet.edits.snapshot import Snapshot, snapshot_of
-from kvstet.errors import RequestError
+from kvstet.errors import RequestError, Unreadable
 from kvstet.gateway.call import Passage
-from kvstet.gateway.copy import MAX_COPY_BYTES, Unreadable, decoded
+from kvstet.gateway.copy import MAX_COPY_BYTES, decoded
 from kvstet.gateway.headers import Fields, texts_of, value_of
 from kvstet.gateway.session import said_session
 from kvstet.providers.usage import usage_of

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import cast
 
 import httpx
-import msgspec
 
-from kvstet.api.body import decode
 from kvstet.dialects.dialect import Dialect, StreamReader, dialect_named
-from kvstet.dialects.reply import Delta, Failure
+from kvstet.dialects.reply import Delta, Failure, ReplyEnd
 from kvstet.dialects.request import Request
+from kvstet.dialects.seals import SealMemory, SealRecorder
+from kvstet.dialects.values import body_of, to_json
 from kvstet.dialects.whole import reply_of
 from kvstet.errors import InvalidRequest
 from kvstet.gateway.call import Call
@@ -58,6 +57,8 @@ class Translation:
     """None: where the upstream's dialect usually has it."""
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
     """That the upstream needs and a client of another dialect does not send."""
+    memory: SealMemory = field(default_factory=SealMemory)
+    """Of the reasoning that clients of the Chat API cannot hold."""
 
     def spoken(self, call: Call) -> Dialect | None:
         """What is spoken with the upstream instead of the client's dialect; None: that one."""
@@ -69,10 +70,14 @@ class Translation:
         """Raises InvalidRequest."""
         spoken = self.spoken(call)
         assert call.dialect is not None and spoken is not None, "only what needs it is translated"
-        request = call.dialect.read_request(cast("Body", decode(content, dict)))
+        request = call.dialect.read_request(body_of(content))
+        recorder = None
+        if call.dialect.name == "chat":
+            # Other clients hold what they are given.
+            request, recorder = self.memory.restored(request, call.owner), self.memory.recorder(call.owner)
         terms = replace(request.terms, includes_usage=True if request.terms.is_streamed else None)
         written = spoken.write_request(replace(request, model=model_of(request.model), terms=terms))
-        return Translated(written.body, Retelling(spoken, call.dialect, request), written.dropped)
+        return Translated(written.body, Retelling(spoken, call.dialect, request, recorder), written.dropped)
 
     def onward(self, call: Call, spoken: Dialect | None, num_bytes: int) -> tuple[Place, Fields]:
         """Where it goes, with which fields; the client's key is moved to where the upstream wants it."""
@@ -102,8 +107,12 @@ def _bare(key: bytes) -> str:
 class Retelling:
     """A response of one dialect, told in another."""
 
-    def __init__(self, spoken: Dialect, client: Dialect, request: Request) -> None:
+    def __init__(
+        self, spoken: Dialect, client: Dialect, request: Request, recorder: SealRecorder | None = None
+    ) -> None:
+        """``recorder`` keeps what the client cannot hold."""
         self._spoken, self._client, self._request = spoken, client, request
+        self._recorder = recorder
 
     def __repr__(self) -> str:
         return f"Retelling({self._spoken.name} as {self._client.name})"
@@ -120,6 +129,8 @@ class Retelling:
                 200, [*fields, (b"content-type", b"text/event-stream; charset=utf-8")], self._events(deltas)
             )
         deltas = [delta async for delta in (_streamed(self._spoken, pieces) if is_stream else self._told(pieces))]
+        for delta in deltas:
+            self._record(delta)
         reply = reply_of(deltas)
         if reply.failure is not None:
             return self._failed(reply.failure, fields)
@@ -130,15 +141,27 @@ class Retelling:
 
     async def _events(self, deltas: AsyncGenerator[Delta, None]) -> AsyncGenerator[bytes, None]:
         writer = self._client.reply_writer(self._request)
-        async for delta in deltas:
-            if data := writer.feed(delta):
-                yield data
+        try:
+            async for delta in deltas:
+                self._record(delta)
+                if data := writer.feed(delta):
+                    yield data
+        finally:
+            if self._recorder is not None:
+                self._recorder.close()
+
+    def _record(self, delta: Delta) -> None:
+        """What is to be kept is there before the client sees the end, and may send its next request."""
+        if self._recorder is not None:
+            self._recorder.add(delta)
+            if isinstance(delta, ReplyEnd):
+                self._recorder.close()
 
     async def _told(self, pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[Delta, None]:
         """Of a response that is not streamed."""
         content = await _whole(pieces)
         try:
-            body = cast("Body", decode(content, dict))
+            body = body_of(content)
         except InvalidRequest:
             yield Failure(502, "The upstream's reply is not JSON.")
             return
@@ -168,7 +191,7 @@ async def _whole(pieces: AsyncGenerator[bytes, None]) -> bytes:
 
 
 def _whole_answer(status: int, body: Body, fields: Fields) -> Returned:
-    content = msgspec.json.encode(body)
+    content = to_json(body).encode()
 
     async def pieces() -> AsyncGenerator[bytes, None]:
         yield content

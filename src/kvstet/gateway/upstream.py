@@ -12,7 +12,7 @@ from urllib.request import getproxies, proxy_bypass
 import httpx
 
 from kvstet.api.guards import is_loopback
-from kvstet.errors import DeadlineExceeded, InvalidRequest, Unavailable
+from kvstet.errors import InvalidRequest, UpstreamSilent, UpstreamUnreachable
 from kvstet.gateway.copy import Copy
 from kvstet.gateway.headers import Credential, Fields
 
@@ -29,18 +29,6 @@ _IDLE_SECONDS = 60.0
 _IDLE_CONNECTIONS = 64
 
 _VERSION = b"/v1"
-
-
-class UpstreamUnreachable(Unavailable):
-    """No connection, or one that ended before there was an answer: 502."""
-
-    code = "upstream_unreachable"
-
-
-class UpstreamSilent(DeadlineExceeded):
-    """It took too long to answer: 504."""
-
-    code = "upstream_timeout"
 
 
 class UpstreamBroke(Exception):

@@ -20,8 +20,8 @@ class Bill:
     cost_without_cache: float | None
     """Had every token of the prompt been a fresh one."""
     saved: float | None
-    """By the optimiser: what the request would have cost as the client wrote it, less what it cost. None where that
-    is not known, or nothing was optimised."""
+    """By the optimiser: what the request would have cost as the client wrote it, less what it cost; 0 where it
+    changed nothing. None where that is not known."""
 
 
 def bill_of(usage: Usage, price: Price | None, *, unoptimised: Usage | None = None) -> Bill:

@@ -27,7 +27,7 @@ class LedgerEntry:
     cost: float | None = None
     cost_without_cache: float | None = None
     saved: float | None = None
-    """By the optimiser; None where nothing was optimised as well."""
+    """By the optimiser. None: not known, or there was none."""
     seconds: float | None = None
     """Until the reply was over."""
     first_token_seconds: float | None = None
@@ -81,7 +81,7 @@ class Summary:
     cost: Total
     cost_without_cache: Total
     saved: Total
-    """Requests that were not optimised, or of which nobody knows, are counted as not known."""
+    """Requests that passed no optimiser are counted as not known."""
     seconds: Total
     read_share: float | None
     """Of the prompt tokens, over requests that told both; None: none did."""

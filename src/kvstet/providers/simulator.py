@@ -24,6 +24,9 @@ from kvstet.types import Usage
 Scope = tuple[str, str, str]
 """Owner, model, cache key: nothing is shared between two of them."""
 
+_ENTRY_BYTES = 500
+"""Of an entry at the end of a block: its times and its key."""
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -61,6 +64,13 @@ class Simulator:
     def __repr__(self) -> str:
         num_prompts = sum(len(each.held) for each in self._prompts.values())
         return f"Simulator({self.rule.kind}, {len(self._entries)} entries, {num_prompts} prompts)"
+
+    @property
+    def num_held_bytes(self) -> int:
+        """That its memory of prompts takes, about."""
+        num_tokens = sum(len(held.tokens) for each in self._prompts.values() for held in each.held)
+        own = num_tokens * np.dtype(np.int64).itemsize + len(self._entries) * _ENTRY_BYTES
+        return own + (self._unmarked.num_held_bytes if self._unmarked is not None else 0)
 
     def send(
         self,
