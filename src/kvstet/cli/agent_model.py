@@ -16,7 +16,7 @@ from kvstet.errors import InvalidRequest
 from kvstet.money.bill import Bill, bill_of
 from kvstet.money.entry import LedgerEntry, entry_of
 from kvstet.money.ledger import Ledger
-from kvstet.providers.prices import price_of
+from kvstet.providers.prices import context_length_of, price_of
 from kvstet.providers.provider import Provider, provider_at, provider_named
 from kvstet.types import Usage
 
@@ -24,8 +24,10 @@ NO_KEY = "no-key"
 """Sent where a server is asked without one."""
 
 _LOCAL_CONTEXT_LENGTH = 32_768
-_HOSTED_CONTEXT_LENGTH = 200_000
-"""Where nobody says."""
+"""Of a server that does not say."""
+
+_MAX_CONTEXT_LENGTH = 200_000
+"""Of a hosted model, where the user does not say: at some providers longer prompts cost more per token."""
 
 _MAX_RESERVED_TOKENS = 16_000
 
@@ -96,7 +98,8 @@ def chosen(choice: Choice, environment: Mapping[str, str]) -> Chosen:
     if model is None or provider.is_local:
         model, context_length = _served(provider, model, key, dialect)
     endpoint = endpoint_of(provider, model, environment, dialect=dialect, key_variable=variable)
-    default = _LOCAL_CONTEXT_LENGTH if provider.is_local else _HOSTED_CONTEXT_LENGTH
+    known = context_length_of(provider, model)
+    default = _LOCAL_CONTEXT_LENGTH if provider.is_local else min(known or _MAX_CONTEXT_LENGTH, _MAX_CONTEXT_LENGTH)
     rule = provider.rule_for(model, endpoint.dialect)
     return Chosen(
         provider=provider,
