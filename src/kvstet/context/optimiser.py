@@ -35,7 +35,7 @@ ARRANGEMENTS = {
     "summary-request": "A request for a summary, or about the conversation, rides on the conversation itself.",
     "outputs": "Outputs of tools are cut when they enter, where they are longer than you allow.",
     "breakpoints": "The places up to which a provider caches are marked, where the client marks none.",
-    "cache-key": "A key keeps the requests of one conversation on one machine of the provider.",
+    "cache-key": "A key keeps requests that begin alike on one machine of the provider.",
 }
 """Each with what it does."""
 
