@@ -12,8 +12,6 @@ from tests.context.recorded import NAMES, Body, Recorded, requests_of, written
 from kvstet.context.lens import DialectName, entries_of, lens_of
 from kvstet.context.riding import Live, ridden
 
-RIDING = {"compaction", "memory"}
-
 
 def played(name: str) -> Iterator[tuple[Recorded, Live | None, Body | None]]:
     """Each request of a session, the conversation before it that it may ride on, and what becomes of it."""
@@ -51,24 +49,11 @@ def test_the_summary_requests_of_opencode_ride():
         }
 
 
-def test_the_memory_request_of_qwen_rides_with_its_instructions_behind_the_history():
-    ((recorded, live, found),) = [each for each in played("qwen") if each[2] is not None]
-    assert recorded.kind == "memory" and live is not None and found is not None
-    num_live = len(live.arranged["messages"])
-    assert written(found["messages"][:num_live]) == written(live.arranged["messages"])
-    assert written(found["tools"]) == written(live.arranged["tools"])
-    reply, asking, question = found["messages"][num_live:]
-    assert reply == recorded.body["messages"][-2] and question == recorded.body["messages"][-1]
-    assert asking["role"] == "user" and asking["content"].startswith(recorded.body["messages"][0]["content"].strip())
-    names = [each["function"]["name"] for each in recorded.body["tools"]]
-    assert asking["content"].endswith(f"Of the tools, call none but {', '.join(names)}.")
-
-
 @pytest.mark.parametrize("name", NAMES)
-def test_ordinary_requests_and_sub_agents_never_ride(name: str):
+def test_ordinary_requests_sub_agents_and_helpers_with_tools_never_ride(name: str):
     for recorded, _, found in played(name):
         if found is not None:
-            assert recorded.kind in RIDING, (recorded.number, recorded.kind)
+            assert recorded.kind == "compaction", (recorded.number, recorded.kind)
 
 
 def conversation(dialect: DialectName) -> Body:
@@ -105,7 +90,7 @@ def conversation(dialect: DialectName) -> Body:
 DIALECTS: list[DialectName] = ["chat", "messages", "responses"]
 
 
-def asking(dialect: DialectName, rest: list[Any], tools: list[Any] | None = None) -> Body:
+def asking(dialect: DialectName, rest: list[Any]) -> Body:
     """The same history, by other instructions, with what follows."""
     body = conversation(dialect)
     field = "input" if dialect == "responses" else "messages"
@@ -117,8 +102,7 @@ def asking(dialect: DialectName, rest: list[Any], tools: list[Any] | None = None
         "messages": {"system": "Summarise what you see."},
         "responses": {"instructions": "Summarise."},
     }
-    body = {"model": "m", "max_tokens": 1_000, **fields[dialect], field: entries}
-    return {**body, "tools": tools} if tools else body
+    return {"model": "m", "max_tokens": 1_000, **fields[dialect], field: entries}
 
 
 def ride(dialect: DialectName, asked: Body) -> Body | None:
@@ -147,14 +131,13 @@ def test_a_question_behind_the_history_rides_in_every_dialect(dialect: DialectNa
 
 
 def test_what_follows_a_question_keeps_its_place():
-    """A helper that goes on with calls of its own: no output is parted from its call, and its prefix stays."""
-    question = user("Which facts are worth keeping?")
-    steps = [question, assistant("", "{}", id="m"), result("kept", id="m")]
-    first = ride("chat", asking("chat", steps[:1], [tool("ls")]))
-    then = ride("chat", asking("chat", steps, [tool("ls")]))
+    """Somebody who asks again: what went out before stays as it was."""
+    steps = [user("Which facts are worth keeping?"), assistant("Two."), user("Which?")]
+    first = ride("chat", asking("chat", steps[:1]))
+    then = ride("chat", asking("chat", steps))
     assert first is not None and then is not None
     assert written(then["messages"])[: len(written(first["messages"])) - 1] == written(first["messages"])[:-1]
-    assert [message["role"] for message in then["messages"][-4:]] == ["user", "user", "assistant", "tool"]
+    assert [message["role"] for message in then["messages"][-4:]] == ["user", "user", "assistant", "user"]
 
 
 def test_where_a_reply_ends_the_request_the_instructions_end_it():
@@ -214,8 +197,9 @@ def test_a_tag_within_what_was_said_last_does_not_end_the_transcript():
         {"messages": conversation("chat")["messages"], "tools": []},
         conversation("chat"),
         {**conversation("chat"), "tools": [tool("ls")]},
+        {**asking("chat", [user("Plan only.")]), "tools": [tool("ls")]},
     ],
-    ids=["title", "tools", "partial", "empty", "other tools", "nothing more", "itself", "a tool went"],
+    ids=["title", "tools", "partial", "empty", "other tools", "nothing more", "itself", "a tool went", "a mode"],
 )
 def test_what_asks_about_something_else_does_not_ride(asked: Body):
     assert ride("chat", asked) is None

@@ -32,7 +32,7 @@ from kvstet.types import SubstitutionName
 
 ARRANGEMENTS = {
     **{name: sentence for name, sentence in SENTENCES.items() if name != "reasoning"},
-    "summary-request": "A request for a summary, or about the conversation, rides on the conversation itself.",
+    "summary-request": "A request for a summary, which has no tools, rides on the conversation itself.",
     "outputs": "Outputs of tools are cut when they enter, where they are longer than you allow.",
     "breakpoints": "The places up to which a provider caches are marked, where the client marks none.",
     "cache-key": "A key keeps requests that begin alike on one machine of the provider.",

@@ -2,7 +2,8 @@
 
 Clients ask for a summary with another system prompt and without tools: either the history follows as it was, or it is
 told as a transcript. Both are new to every cache. The same is asked by the conversation itself, as it was last sent,
-and one message of the user more.
+and one message of the user more. A request with tools, be they few, never rides: it is another way to work (a mode that
+only plans, a helper), in which the instructions and the tools are meant as they are.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from typing import Any
 from kvstet.context.lens import BETWEEN, Body, DialectName, Lens, entries_of, user_entry, with_entries
 from kvstet.context.memory import digest
 from kvstet.context.message import Message, role_of
-from kvstet.context.order import name_of
 from kvstet.edits.alignment import longest_ascent
 from kvstet.types import HEAD_ROLES
 
@@ -40,9 +40,7 @@ _OF_HEAD: Mapping[DialectName, tuple[str, ...]] = {
 
 _CLOSING_TAG = re.compile(r"\n</([\w-]+)>")
 
-_ABOVE = "The conversation to work on is all that stands above."
-_NO_TOOLS = "Answer with text only: call no tools."
-_THESE_TOOLS = "Of the tools, call none but {}."
+_ASKING = "{}\n\nThe conversation to work on is all that stands above. Answer with text only: call no tools."
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +59,8 @@ class Live:
 
 def ridden(asked: Lens, conversations: Iterable[Live]) -> Body | None:
     """The request on the first conversation that it asks about; None where it asks about none of them."""
+    if asked.tools:
+        return None
     for live in conversations:
         if live.sent.dialect == asked.dialect and live.num_entries >= _MIN_ENTRIES:
             body = _on_history(asked, live) or _on_transcript(asked, live)
@@ -70,8 +70,8 @@ def ridden(asked: Lens, conversations: Iterable[Live]) -> Body | None:
 
 
 def _on_history(asked: Lens, live: Live) -> Body | None:
-    """Asked behind a copy of the history, by other instructions, with fewer tools or none."""
-    if not _are_fewer(asked.tools, live.sent.tools) or (asked.tools and _head(asked) == _head(live.sent)):
+    """Asked behind a copy of the history, by other instructions or by leaving the tools out."""
+    if not live.sent.tools:
         return None
     sent, wanted = _history(live.sent.messages), _history(asked.messages)
     num_same = _num_common(sent, wanted)
@@ -84,7 +84,7 @@ def _on_history(asked: Lens, live: Live) -> Body | None:
     if not rest or num_kept < live.num_entries:
         return None
     if _head(asked) != _head(live.sent):
-        rest.insert(_question(asked, start) - start, user_entry(_asking(_head(asked), asked.tools), asked.dialect))
+        rest.insert(_question(asked, start) - start, user_entry(_ASKING.format(_head(asked)).strip(), asked.dialect))
     return _with_live_head(asked, live, [*entries_of(live.arranged, asked.dialect), *rest])
 
 
@@ -101,8 +101,6 @@ def _question(asked: Lens, start: int) -> int:
 
 def _on_transcript(asked: Lens, live: Live) -> Body | None:
     """Asked in one message that tells the conversation."""
-    if asked.tools:
-        return None
     said = [text for message in asked.messages if role_of(message) == "user" for text in _texts([message])]
     told = "\n".join(said)
     texts = [text for text in _texts(_history(live.sent.messages, without="tool")) if len(text) >= _MIN_TEXT]
@@ -112,20 +110,8 @@ def _on_transcript(asked: Lens, live: Live) -> Body | None:
     in_order = [found[index] for index in longest_ascent(found)]
     start, end = _transcript(told, in_order[0], in_order[-1])
     instructions = "\n\n".join(part.strip() for part in (_head(asked), told[:start], told[end:]) if part.strip())
-    asking = user_entry(_asking(instructions, ()), asked.dialect)
+    asking = user_entry(_ASKING.format(instructions).strip(), asked.dialect)
     return _with_live_head(asked, live, [*entries_of(live.arranged, asked.dialect), asking])
-
-
-def _asking(instructions: str, tools: Sequence[Body]) -> str:
-    """What stood before the conversation and around it, said behind it."""
-    names = ", ".join(map(name_of, tools))
-    return "\n\n".join([instructions, f"{_ABOVE} {_THESE_TOOLS.format(names) if names else _NO_TOOLS}"]).strip()
-
-
-def _are_fewer(tools: Sequence[Body], others: Sequence[Body]) -> bool:
-    """Whether some of them are left out, and none is another."""
-    known = {digest(tool) for tool in others}
-    return len(tools) < len(others) and all(digest(tool) in known for tool in tools)
 
 
 def _transcript(told: str, first: int, last: int) -> tuple[int, int]:
