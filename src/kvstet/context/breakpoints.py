@@ -8,11 +8,11 @@ the instructions is marked, for conversations that share nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
-from kvstet.context.lens import Body, DialectName, Path, replaced
+from kvstet.context.lens import Body, DialectName, Path, list_of, mapping_of, replaced
 from kvstet.providers.provider import CacheRule
 
 Style = Literal["cache_control", "prompt_cache_breakpoint"]
@@ -107,7 +107,7 @@ def _is_markable(block: Block, marking: Marking) -> bool:
         return False
     if isinstance(block.value, str):
         return bool(block.value.strip())
-    fields = _mapping(block.value)
+    fields = mapping_of(block.value)
     kind = fields.get("type")
     return isinstance(kind, str) and kind not in _UNMARKABLE and str(fields.get("text", "-")).strip() != ""
 
@@ -129,16 +129,16 @@ def _history(body: Body, dialect: DialectName) -> Iterator[Block]:
 
 
 def _of_messages(body: Body) -> Iterator[Block]:
-    for index, message in enumerate(_list(body.get("messages"))):
-        fields = _mapping(message)
+    for index, message in enumerate(list_of(body.get("messages"))):
+        fields = mapping_of(message)
         role = str(fields.get("role"))
         yield from _content(fields.get("content"), ("messages", index, "content"), role)
-        yield from (Block(("messages", index), None, role) for _ in _list(fields.get("tool_calls")))
+        yield from (Block(("messages", index), None, role) for _ in list_of(fields.get("tool_calls")))
 
 
 def _items(body: Body) -> Iterator[Block]:
-    for index, item in enumerate(_list(body.get("input"))):
-        fields = _mapping(item)
+    for index, item in enumerate(list_of(body.get("input"))):
+        fields = mapping_of(item)
         match fields.get("type", "message"):
             case "message":
                 yield from _content(fields.get("content"), ("input", index, "content"), str(fields.get("role")))
@@ -151,7 +151,7 @@ def _items(body: Body) -> Iterator[Block]:
 def _content(content: object, path: Path, role: str) -> Iterator[Block]:
     if isinstance(content, str):
         yield Block(path, content, role)
-    for place, part in enumerate(_list(content)):
+    for place, part in enumerate(list_of(content)):
         yield Block((*path, place), part, role)
 
 
@@ -161,7 +161,7 @@ def _with_mark(body: Body, block: Block, dialect: DialectName, style: Style) -> 
         kind = "input_text" if dialect == "responses" else "text"
         new: object = [{"type": kind, "text": block.value, style: mark}]
     else:
-        new = {**_mapping(block.value), style: mark}
+        new = {**mapping_of(block.value), style: mark}
     return cast("Body", replaced(body, block.path, new))
 
 
@@ -170,17 +170,9 @@ def _has_marks(value: object, style: Style) -> bool:
     if isinstance(value, Mapping):
         fields = cast("Mapping[str, object]", value)
         return style in fields or any(_has_marks(each, style) for key, each in fields.items() if _may_hold(key, each))
-    return any(_has_marks(each, style) for each in _list(value))
+    return any(_has_marks(each, style) for each in list_of(value))
 
 
 def _may_hold(key: str, value: object) -> bool:
     """Responses has its items in ``input``; that of a call in Messages is an object."""
     return key not in ("input_schema", "parameters") and not (key == "input" and isinstance(value, Mapping))
-
-
-def _list(value: object) -> Sequence[Any]:
-    return cast("list[Any]", value) if isinstance(value, list) else []
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else {}

@@ -59,7 +59,7 @@ class Lens:
     @property
     def tools(self) -> list[Body]:
         tools = self.body.get("tools")
-        return [tool for tool in _list(tools) if isinstance(tool, dict)] if _are_objects(tools) else []
+        return [tool for tool in list_of(tools) if isinstance(tool, dict)] if _are_objects(tools) else []
 
     def written(self, messages: Sequence[Message], tools: Sequence[Body]) -> Body:
         """The body with these in place of its leaves, one for one, and of its tools; itself where they are the same.
@@ -84,7 +84,7 @@ def lens_of(body: Body, dialect: DialectName) -> Lens:
 
 def entries_of(body: Body, dialect: DialectName) -> list[Any]:
     """The messages, or items, of a request."""
-    return _list(body.get("input" if dialect == "responses" else "messages"))
+    return list_of(body.get("input" if dialect == "responses" else "messages"))
 
 
 def with_entries(body: Body, dialect: DialectName, entries: Sequence[Any]) -> Body:
@@ -100,8 +100,8 @@ def user_entry(text: str, dialect: DialectName) -> Body:
 
 
 def _of_chat(body: Body) -> Iterator[Leaf]:
-    for index, message in enumerate(_list(body.get("messages"))):
-        fields = _mapping(message)
+    for index, message in enumerate(list_of(body.get("messages"))):
+        fields = mapping_of(message)
         role = str(fields.get("role", ""))
         known = {key: fields[key] for key in ("tool_call_id",) if key in fields}
         yield from _texts(fields.get("content"), role, ("messages", index, "content"), index, known)
@@ -112,13 +112,13 @@ def _of_chat(body: Body) -> Iterator[Leaf]:
 
 def _of_messages(body: Body) -> Iterator[Leaf]:
     yield from _texts(body.get("system"), "system", ("system",), None)
-    for index, message in enumerate(_list(body.get("messages"))):
-        fields = _mapping(message)
+    for index, message in enumerate(list_of(body.get("messages"))):
+        fields = mapping_of(message)
         role, content, path = str(fields.get("role", "")), fields.get("content"), ("messages", index, "content")
         if not isinstance(content, list):
             yield from _texts(content, role, path, index)
             continue
-        for place, blocks in _runs(_list(cast("object", content)), role):
+        for place, blocks in _runs(list_of(cast("object", content)), role):
             if len(blocks) == 1 and not _is_text(blocks[0]):
                 yield from _block(blocks[0], role, (*path, place), index)
             else:
@@ -142,8 +142,8 @@ def _of_responses(body: Body) -> Iterator[Leaf]:
     if isinstance(body.get("input"), str):
         yield Leaf({"role": "user", "content": body["input"]}, ("input",), 0)
         return
-    for index, item in enumerate(_list(body.get("input"))):
-        fields = _mapping(item)
+    for index, item in enumerate(list_of(body.get("input"))):
+        fields = mapping_of(item)
         match fields.get("type", "message"):
             case "message":
                 yield from _texts(
@@ -167,7 +167,7 @@ def _texts(
     if isinstance(content, str):
         yield Leaf({"role": role, "content": content, **(known or {})}, path, entry)
     elif isinstance(content, list):
-        for place, parts in _runs(_list(cast("object", content)), role):
+        for place, parts in _runs(list_of(cast("object", content)), role):
             if _is_text(parts[0]):
                 yield _run(parts, role, (*path, place), entry, known)
             else:
@@ -179,7 +179,7 @@ def _texts(
 def _runs(parts: Sequence[object], role: str) -> Iterator[tuple[int, list[Mapping[str, Any]]]]:
     """Texts that follow each other, where they are one; all others alone. With the place of the first."""
     run: list[Mapping[str, Any]] = []
-    for place, part in enumerate(map(_mapping, parts)):
+    for place, part in enumerate(map(mapping_of, parts)):
         if run and not (role in _JOINED and _is_text(part) and _is_text(run[0])):
             yield place - len(run), run
             run = []
@@ -211,7 +211,7 @@ def _opaque(content: object, role: str, path: Path, entry: int | None) -> Leaf:
 
 
 def _spelt(content: object) -> str:
-    bare = {key: value for key, value in _mapping(content).items() if key != "cache_control"}
+    bare = {key: value for key, value in mapping_of(content).items() if key != "cache_control"}
     return json.dumps(bare or content, sort_keys=True, default=str)
 
 
@@ -257,13 +257,15 @@ def replaced(value: Any, path: Path, new: object) -> object:
     return changed
 
 
-def _list(value: object) -> list[Any]:
+def list_of(value: object) -> list[Any]:
+    """The value where it is a list; else none."""
     return cast("list[Any]", value) if isinstance(value, list) else []
 
 
 def _are_objects(value: object) -> bool:
-    return all(isinstance(item, dict) for item in _list(value))
+    return all(isinstance(item, dict) for item in list_of(value))
 
 
-def _mapping(value: object) -> Mapping[str, Any]:
+def mapping_of(value: object) -> Mapping[str, Any]:
+    """The value where it is an object; else an empty one."""
     return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else {}

@@ -146,10 +146,12 @@ class Optimiser:
         limit = self._max_output_characters
         short = list(messages)
         cuts: list[int] = []
+        if limit is None:
+            return short, cuts
         for index, message in enumerate(messages):
-            text = text_of(message)
-            if limit is not None and role_of(message) == "tool" and text and cut(text, limit) != text:
-                short[index] = with_text(message, cut(text, limit))
+            text = text_of(message) if role_of(message) == "tool" else None
+            if text and (shortened := cut(text, limit)) != text:
+                short[index] = with_text(message, shortened)
                 cuts.append(index)
         return short, cuts
 
