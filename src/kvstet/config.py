@@ -139,4 +139,4 @@ class ServerOptions:
     fidelity: Fidelity = "exact"
     """How faithfully prompts are read, where neither request nor key says so."""
     no_substitute: tuple[str, ...] = ()
-    """What is never substituted, by name; see `kvstet.context.catalogue`."""
+    """What is never substituted, by name; see `kvstet.context.equivalent.catalogue`."""

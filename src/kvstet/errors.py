@@ -28,6 +28,7 @@
     ├── UnknownProvider           no provider of this name
     ├── Unreadable                what passed the gateway cannot be looked at; it passed all the same
     ├── LedgerUnavailable         the account of what requests cost cannot be read now
+    ├── ServerGone                a server that is measured does not start, or answers no more
     ├── BrokenHistory             a conversation that is not, byte for byte, what was written
     ├── AgentError                `kvstet agent` cannot go on
     │   ├── ModelFailed           the model's server refused, broke off or was out of reach
@@ -221,6 +222,10 @@ class Unreadable(KvstetError):
 
 class LedgerUnavailable(KvstetError):
     """The account of what requests cost cannot be read now: no access, or another program holds it."""
+
+
+class ServerGone(KvstetError):
+    """A server that is measured does not start, ended, or answers no more."""
 
 
 class BrokenHistory(KvstetError):

@@ -34,7 +34,10 @@ SubstitutionName = Literal[
     "reasoning",
     "tool-output",
 ]
-"""What the model may read otherwise than it was sent, at fidelity ``equivalent``; see `kvstet.context.catalogue`."""
+"""What the model may read otherwise than it was sent, at fidelity ``equivalent``.
+
+See `kvstet.context.equivalent.catalogue`.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +241,11 @@ class Tokenizer(Protocol):
 
     def piece(self, token: int, *, special: bool = True) -> bytes:
         """The bytes that one token prints; ``special=False`` prints nothing for control tokens."""
+        ...
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """Every token that ends a turn or text."""
         ...
 
     def token_text(self, name: Literal["bos", "eos"]) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from kvstet.types import Tokens
 
 CHATML_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+CHATML_ENDS = frozenset({"<|endoftext|>", "<|im_end|>"})
 
 _NUM_BYTES = 256
 
@@ -47,6 +48,11 @@ class ByteTokenizer:
     @property
     def special_tokens(self) -> dict[str, int]:
         return dict(self._ids)
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """EOS, and what ends a turn in ChatML."""
+        return frozenset(token for text, token in self._ids.items() if text in {*CHATML_ENDS, self._named["eos"]})
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> Tokens:
         fragments = self._split(text) if parse_special else [text]

@@ -6,13 +6,16 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
 from typing import cast
 
+import numpy as np
+
 from kvstet.canonical import canonical
 from kvstet.chat.builtin import FALLBACK, builtin_template, knows_tools
-from kvstet.chat.deltas import ParsedReply
+from kvstet.chat.deltas import ParsedReply, message_of
 from kvstet.chat.echo import Echoed, as_tokens, digest_of, echo
 from kvstet.chat.fit import Fitted, fit
 from kvstet.chat.ledger import Ledger, Said, lean_meaning_of, lean_meanings_of_message, meaning_of
@@ -23,12 +26,13 @@ from kvstet.chat.messages import Message, marked_parts, normalise
 from kvstet.chat.reply.format import ReplyFormat, format_of
 from kvstet.chat.reply.grammar import CallDemand, CallGrammar, SchemaRules
 from kvstet.chat.reply.parser import ReplyParser
+from kvstet.chat.saying import message_of_reply, ways_to_say
 from kvstet.chat.segments import DEFAULT_CACHE_BYTES, Encoded, SegmentTokenizer
 from kvstet.chat.template import ChatTemplate
 from kvstet.chat.tools import checked, defaults_of
 from kvstet.chat.traits import Traits, traits_of
 from kvstet.errors import InvalidRequest
-from kvstet.types import MessageSpan, Prompt, Substitution, Tokenizer
+from kvstet.types import MessageSpan, Prompt, Substitution, Tokenizer, Tokens
 
 _MAX_CONVERSATIONS = 4096
 _MAX_GRAMMARS = 64
@@ -83,6 +87,7 @@ class Renderer:
         self._page = _Page(ChatTemplate(template, bos=self._bos, eos=eos))
         self._tools_page = _Page(ChatTemplate(tools_template, bos=self._bos, eos=eos)) if needs_other else self._page
         self._segments = SegmentTokenizer(tokenizer, {template, tools_template}, cache_bytes=cache_bytes)
+        self._tokenizer = tokenizer
         self._special_tokens = tokenizer.special_tokens
         self._grammars: Lru[str, CallGrammar | None] = Lru(_MAX_GRAMMARS)
         self._started: Lru[bytes, datetime] = Lru(_MAX_CONVERSATIONS)
@@ -119,17 +124,10 @@ class Renderer:
         """
         clean = normalise(messages)
         masked = mask(clean) if self._masks else ()
-        tools = [canonical(checked(tool, f"tools[{index}]")) for index, tool in enumerate(tools or ())]
-        page = self._tools_page if tools or _use_tools(clean) else self._page
-        fitted = fit(clean, tools or (), page.traits)
-        rendered = page.template.render(
-            fitted.messages,
-            tools=fitted.tools,
-            add_generation_prompt=add_generation_prompt,
-            now=conversation_started or self._start_of(clean),
-            extra=extra,
+        tools = _checked(tools)
+        fitted, rendered = self._printed(
+            clean, tools, add_generation_prompt=add_generation_prompt, started=conversation_started, extra=extra
         )
-        rendered = Rendered(_encodable(rendered.text), rendered.marks)
         echoed = self._echoed(rendered, fitted, clean, tools, reasoning_of)
         text = "".join(part if isinstance(part, str) else part.text for part in echoed.parts)
         has_bos = bool(self._bos) and text.startswith(self._bos)
@@ -149,6 +147,94 @@ class Renderer:
             ),
             owner=reasoning_of or "",
         )
+
+    def _printed(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, object]],
+        *,
+        add_generation_prompt: bool,
+        started: datetime | None,
+        extra: Mapping[str, object] | None,
+    ) -> tuple[Fitted, Rendered]:
+        page = self._tools_page if tools or _use_tools(messages) else self._page
+        fitted = fit(messages, tools, page.traits)
+        rendered = page.template.render(
+            fitted.messages,
+            tools=fitted.tools,
+            add_generation_prompt=add_generation_prompt,
+            now=started or self._start_of(messages),
+            extra=extra,
+        )
+        return fitted, Rendered(_encodable(rendered.text), rendered.marks)
+
+    def reply_tokens(
+        self,
+        prompt: Prompt,
+        messages: Sequence[Mapping[str, object]],
+        reply: ParsedReply,
+        *,
+        tools: Sequence[Mapping[str, object]] | None,
+        callable_tools: Sequence[Mapping[str, object]],
+        extra: Mapping[str, object] | None = None,
+    ) -> Tokens:
+        """What the model generates to say this behind the prompt of these messages, to the token that ends its turn.
+
+        Reasoning is left out where the model has no form for it. What is found is read again as any reply is:
+        InvalidRequest where that is not the reply, because the template cannot show it, or because it calls a tool and
+        there are no ``callable_tools``.
+        """
+        form = self._format(callable_tools)
+        if form.reasoning is None and form.style != "harmony":
+            reply = replace(reply, reasoning="")
+        shown = self._shown(messages, reply, tools, extra)
+        for text in ways_to_say(shown, prompt.opening, reply, form.reasoning):
+            tokens = self._ended(self._behind(prompt.opening, text), form, has_calls=bool(reply.calls))
+            if meaning_of(self._read(prompt, tokens, callable_tools)) == meaning_of(reply):
+                return tokens
+        raise InvalidRequest("the model's chat template has no way to write this reply.")
+
+    def _shown(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        reply: ParsedReply,
+        tools: Sequence[Mapping[str, object]] | None,
+        extra: Mapping[str, object] | None,
+    ) -> str:
+        """What the template prints of a reply behind these messages; nothing where it does not tell them apart."""
+        clean = normalise([*messages, message_of_reply(reply)])
+        fitted, rendered = self._printed(clean, _checked(tools), add_generation_prompt=False, started=None, extra=extra)
+        starts = (mark.start for mark in rendered.marks if mark.index is not None and _is_last(fitted, mark.index))
+        start = next(starts, None)
+        return "" if start is None else rendered.text[start:]
+
+    def _behind(self, opening: str, text: str) -> Tokens:
+        """Tokens of a text that follows another, where they do not depend on each other; else of the text alone."""
+        before, whole = (self._segments.encode(part, add_special=False).tokens for part in (opening, opening + text))
+        if np.array_equal(whole[: len(before)], before):
+            return whole[len(before) :]
+        return self._segments.encode(text, add_special=False).tokens
+
+    def _ended(self, tokens: Tokens, form: ReplyFormat, *, has_calls: bool) -> Tokens:
+        """Up to the first token that ends a turn; a template may print none of a reply that nothing follows."""
+        (ends,) = np.nonzero(np.isin(tokens, list(self._tokenizer.end_tokens)))
+        if len(ends):
+            return tokens[: ends[0] + 1]
+        texts = [end.head for end in form.ends]
+        texts = [*(reversed(texts) if has_calls else texts), self._eos]
+        known = (self._special_tokens.get(text) for text in texts)
+        end = next(
+            (token for token in known if token in self._tokenizer.end_tokens),
+            min(self._tokenizer.end_tokens, default=None),
+        )
+        return tokens if end is None else np.append(tokens, np.int32(end))
+
+    def _read(self, prompt: Prompt, tokens: Tokens, tools: Sequence[Mapping[str, object]]) -> ParsedReply:
+        """A reply, as it is told to the client."""
+        shown = self.shown_tokens
+        data = b"".join(self._tokenizer.piece(token, special=token in shown) for token in tokens.tolist())
+        parser = self.parser(prompt, tools)
+        return message_of([*parser.feed(data.decode(errors="replace")), *parser.flush()])
 
     def remember(self, prompt: Prompt, tokens: Sequence[int], reply: ParsedReply, *, has_ended: bool) -> None:
         """Keep what was generated for a prompt; ``has_ended``: its last token is the one that ended it."""
@@ -232,6 +318,14 @@ class Renderer:
         for role in ("system", "developer", "user"):
             digest.update(f"{role}:{len(first.get(role, ''))}:{first.get(role, '')}".encode(errors="surrogatepass"))
         return self._started.get_or_make(digest.digest(), self._clock)
+
+
+def _is_last(fitted: Fitted, index: int) -> bool:
+    return fitted.origins[index] == fitted.num_sent - 1
+
+
+def _checked(tools: Sequence[Mapping[str, object]] | None) -> list[Mapping[str, object]]:
+    return [canonical(checked(tool, f"tools[{index}]")) for index, tool in enumerate(tools or ())]
 
 
 def _name_of(tool: Mapping[str, object]) -> object:

@@ -20,7 +20,9 @@ from kvstet.errors import TemplateError
 class _GenerationTag(Extension):
     """``{% generation %}...{% endgeneration %}`` marks what the model wrote, for training; here it prints its body."""
 
-    tags = {"generation"}  # noqa: RUF012  jinja2 declares it as an instance variable
+    def __init__(self, environment: jinja2.Environment) -> None:
+        super().__init__(environment)
+        self.tags = {"generation"}
 
     def parse(self, parser: Parser) -> nodes.Node:
         lineno = next(parser.stream).lineno

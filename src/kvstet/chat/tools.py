@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 from kvstet.errors import InvalidRequest
+from kvstet.untrusted import mapping_of
 
 Defaults = Mapping[str, Mapping[str, object]]
 """Tool -> parameter -> default."""
@@ -31,10 +32,6 @@ def defaults_of(tools: Sequence[Mapping[str, object]]) -> Defaults:
 
 def _defaults(tool: Mapping[str, object]) -> tuple[object, dict[str, object]]:
     function = cast("Mapping[str, object]", tool["function"])
-    properties = _mapping(_mapping(function.get("parameters")).get("properties"))
-    schemas = {name: _mapping(schema) for name, schema in properties.items()}
+    properties = mapping_of(mapping_of(function.get("parameters")).get("properties"))
+    schemas = {name: mapping_of(schema) for name, schema in properties.items()}
     return function["name"], {name: schema["default"] for name, schema in schemas.items() if "default" in schema}
-
-
-def _mapping(value: object) -> Mapping[str, object]:
-    return cast("Mapping[str, object]", value) if isinstance(value, Mapping) else {}

@@ -10,6 +10,7 @@ from typing import cast
 import xxhash
 
 from kvstet.types import HEAD_ROLES, MessageSpan, Prompt
+from kvstet.untrusted import mapping_of
 
 Digest = bytes
 
@@ -119,10 +120,10 @@ def snapshot_of(
     settings: object = None,
 ) -> Snapshot:
     """Of messages and tools in OpenAI's form. Never raises, whatever they hold."""
-    listed = [_mapping(tool) for tool in _sequence(tools)]
+    listed = [mapping_of(tool) for tool in _sequence(tools)]
     defaults = dict(_defaults(tool) for tool in listed)
     return Snapshot(
-        tuple(item_of(_mapping(message), defaults) for message in _sequence(messages)),
+        tuple(item_of(mapping_of(message), defaults) for message in _sequence(messages)),
         tuple(map(_tool, listed)),
         model,
         session,
@@ -136,7 +137,7 @@ def item_of(message: Mapping[str, object], defaults: Defaults | None = None) -> 
     role = message.get("role")
     role = role if isinstance(role, str) else "?"
     text, reasoning = text_of(message.get("content")), text_of(message.get("reasoning_content"))
-    given = [_mapping(_mapping(call).get("function")) for call in _sequence(message.get("tool_calls"))]
+    given = [mapping_of(mapping_of(call).get("function")) for call in _sequence(message.get("tool_calls"))]
     calls = tuple(_call(function, defaults or {}) for function in given)
     call_id = message.get("tool_call_id")
     call_id = call_id if isinstance(call_id, str) else None
@@ -184,19 +185,19 @@ def _arguments(arguments: object) -> Mapping[str, object] | str:
         except (ValueError, RecursionError):
             return arguments
         return cast("Mapping[str, object]", parsed) if isinstance(parsed, dict) else arguments
-    return _mapping(arguments)
+    return mapping_of(arguments)
 
 
 def _tool(tool: Mapping[str, object]) -> Tool:
-    function = _mapping(tool.get("function"))
+    function = mapping_of(tool.get("function"))
     written = _json(tool)
     return Tool(str(function.get("name")), _digest(written), len(written))
 
 
 def _defaults(tool: Mapping[str, object]) -> tuple[str, dict[str, object]]:
-    function = _mapping(tool.get("function"))
-    properties = _mapping(_mapping(function.get("parameters")).get("properties"))
-    schemas = {name: _mapping(schema) for name, schema in properties.items()}
+    function = mapping_of(tool.get("function"))
+    properties = mapping_of(mapping_of(function.get("parameters")).get("properties"))
+    schemas = {name: mapping_of(schema) for name, schema in properties.items()}
     return str(function.get("name")), {
         name: schema["default"] for name, schema in schemas.items() if "default" in schema
     }
@@ -214,7 +215,7 @@ def text_of(content: object) -> str:
 def _part(part: object) -> str:
     if isinstance(part, str):
         return part
-    text = _mapping(part).get("text")
+    text = mapping_of(part).get("text")
     return text if isinstance(text, str) else _json(part)
 
 
@@ -232,10 +233,6 @@ def _digest(*parts: str) -> Digest:
     # Read for every message of every request; what is told by it is a verdict, and nobody's state.
     text = "".join([f"{len(part)}:{part}" for part in parts])
     return xxhash.xxh3_128_digest(text.encode("utf-8", "surrogatepass"))
-
-
-def _mapping(value: object) -> Mapping[str, object]:
-    return cast("Mapping[str, object]", value) if isinstance(value, Mapping) else {}
 
 
 def _sequence(value: object) -> Sequence[object]:

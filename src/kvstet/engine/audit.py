@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 import msgspec
 
 from kvstet.cache.cache import Cache
 from kvstet.cache.plan import Plan
-from kvstet.engine.exactness import Comparison, NoiseFloor, Rows, TailRun, divergence
+from kvstet.engine.exactness import SMALL_STEPS, Comparison, NoiseFloor, Rows, TailRun, divergence
 from kvstet.engine.live import LiveSet, LostBlob
 from kvstet.engine.model import Model
 from kvstet.errors import OutOfCells, OutOfMemory
@@ -26,11 +27,12 @@ log = logging.getLogger(__name__)
 STEP_TOKENS = 128
 """Decoded in one step; a request that comes waits for one."""
 
-SMALL_STEP_TOKENS = 32
-"""Of the cold run that the other is compared with for the noise floor."""
-
 TAIL_TOKENS = 16
 """Positions behind the reused prefix that are compared."""
+
+LEAST_TOKENS = 64
+"""Of a run. With fewer, all batches take one path through libllama's matrix products (see `SMALL_STEPS`): two cold runs
+are the same to the last bit, and right state, which was computed in a larger batch, looks wrong beside them."""
 
 FLOOR_TOKENS, FLOOR_TAIL_TOKENS = 768, 256
 """Length of the noise floor's cold runs, and how many of their positions are compared."""
@@ -86,7 +88,7 @@ class Auditor:
 
     def note(self, tokens: Tokens, resume: int) -> None:
         """A request's first ``resume`` tokens were not computed for it."""
-        if self._share > 0 and 0 < resume < len(tokens):
+        if self._share > 0 and 0 < resume < len(tokens) and len(tokens) >= LEAST_TOKENS:
             self._budget += self._share * resume
             self._samples.append(Sample(tokens, resume))
 
@@ -117,7 +119,7 @@ class Auditor:
     def _next_sample(self) -> Sample | None:
         """The latest prefix that the budget and the live cells have room for."""
         for sample in reversed(self._samples):
-            num_tokens = min(len(sample.tokens), sample.resume + TAIL_TOKENS)
+            num_tokens = _stop(sample.tokens, sample.resume)
             if num_tokens <= self._budget and self._live.make_room_to_borrow(num_tokens):
                 self._samples.remove(sample)
                 self._budget -= num_tokens
@@ -141,26 +143,30 @@ class Auditor:
 
     def _compare(self, tokens: Tokens, stop: int, floor: NoiseFloor) -> Generator[None, None, Finding | None]:
         """The predictions behind ``stop`` by way of saved or live state, and cold. None: there is no state."""
-        tokens = tokens[: min(len(tokens), stop + TAIL_TOKENS)]
+        tokens = tokens[: _stop(tokens, stop)]
         num_tail = len(tokens) - stop
         plan = self._cache.plan(tokens[: stop + 1])
         if plan.resume == 0 or plan.wait is not None:
             return None
-        warm = yield from self._rows(plan, tokens, num_tail, STEP_TOKENS)
-        cold = yield from self._rows(None, tokens, num_tail, STEP_TOKENS)
+        warm = yield from self._rows(plan, tokens, num_tail, [STEP_TOKENS])
+        cold = yield from self._rows(None, tokens, num_tail, [STEP_TOKENS])
         comparison = Comparison.of(cold, warm)
         if comparison.is_noise(floor):
             return Finding(comparison, is_sound=True)
         # Long contexts and rare tokens may be noisier than where the floor was measured: ask these very tokens.
-        other = yield from self._rows(None, tokens, num_tail, SMALL_STEP_TOKENS)
+        other = yield from self._rows(None, tokens, num_tail, SMALL_STEPS)
         return Finding(comparison, comparison.is_noise(NoiseFloor.of(divergence(cold, other))))
 
-    def _rows(self, plan: Plan | None, tokens: Tokens, num_tail: int, step_tokens: int) -> Generator[None, None, Rows]:
+    def _rows(
+        self, plan: Plan | None, tokens: Tokens, num_tail: int, sizes: Sequence[int]
+    ) -> Generator[None, None, Rows]:
         seq = self._live.borrow(plan)
         try:
             run = TailRun(self._model, seq, tokens, num_tail)
             yield
-            while run.step(step_tokens):
+            for size in cycle(sizes):
+                if not run.step(size):
+                    break
                 yield
             return run.rows
         finally:
@@ -198,9 +204,14 @@ class Auditor:
     def _measure_floor(self, tokens: Tokens) -> Generator[None, None, NoiseFloor]:
         tokens = tokens[:FLOOR_TOKENS]
         num_tail = max(1, min(FLOOR_TAIL_TOKENS, len(tokens) // 2))
-        one = yield from self._rows(None, tokens, num_tail, STEP_TOKENS)
-        other = yield from self._rows(None, tokens, num_tail, SMALL_STEP_TOKENS)
+        one = yield from self._rows(None, tokens, num_tail, [STEP_TOKENS])
+        other = yield from self._rows(None, tokens, num_tail, SMALL_STEPS)
         floor = NoiseFloor.of(divergence(one, other))
         if self._cache.archive:
             self._cache.archive.disk.set_noise_floor(msgspec.json.encode(floor).decode())
         return floor
+
+
+def _stop(tokens: Tokens, resume: int) -> int:
+    """Where what is compared behind a prefix ends."""
+    return min(len(tokens), max(resume + TAIL_TOKENS, LEAST_TOKENS))

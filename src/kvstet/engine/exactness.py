@@ -187,10 +187,11 @@ class TailRun:
             self._rows += [self._model.logits(row).copy() for row in range(int(outputs.sum()))]
         return stop < len(self._tokens)
 
-    def finish(self, num_tokens: int) -> Rows:
-        """All that is left, in steps of at most ``num_tokens``; the rows."""
-        while self.step(num_tokens):
-            continue
+    def finish(self, *sizes: int) -> Rows:
+        """All that is left, in steps of at most so many tokens, in turn; the rows."""
+        for size in cycle(sizes):
+            if not self.step(size):
+                break
         return self.rows
 
     @property
@@ -229,12 +230,8 @@ def run_cold(model: Model, tokens: Tokens, num_tail: int) -> Rows:
 def run_in_small_steps(model: Model, tokens: Tokens, num_tail: int) -> Rows:
     """As `run_cold`, in batches of `SMALL_STEPS`."""
     seq = SeqId(0)
-    run = TailRun(model, seq, tokens, num_tail)
     try:
-        sizes = cycle(SMALL_STEPS)
-        while run.step(next(sizes)):
-            continue
-        return run.rows
+        return TailRun(model, seq, tokens, num_tail).finish(*SMALL_STEPS)
     finally:
         model.remove(seq)
 

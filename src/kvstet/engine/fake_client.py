@@ -50,7 +50,8 @@ TINY_MODEL = ModelInfo(
 
 @dataclass(frozen=True, slots=True)
 class Say:
-    """A script that replies with ``tokens``, and ends as ``max_new_tokens`` of the request demands."""
+    """A script that replies with ``tokens``, or those that the request forces, and ends as its ``max_new_tokens``
+    demands."""
 
     tokens: Sequence[int]
     reuse: Reuse | None = None
@@ -70,7 +71,8 @@ class Say:
             yield Progress(request.id, num_ready_tokens=0, num_prompt_tokens=len(request.tokens))
             await asyncio.sleep(self.prefill_seconds)
         limit = request.max_new_tokens
-        tokens = self.tokens if limit is None else self.tokens[:limit]
+        said = request.forced or self.tokens
+        tokens = said if limit is None else said[:limit]
         for position, token in enumerate(tokens):
             if self.token_seconds:
                 await asyncio.sleep(self.token_seconds)
@@ -78,7 +80,7 @@ class Say:
             yield Token(request.id, token, reported)
         if self.error is not None:
             raise self.error
-        is_cut = limit is not None and limit <= len(self.tokens)
+        is_cut = limit is not None and limit <= len(said)
         yield Finished(request.id, "length" if is_cut else self.reason, len(tokens), 0.5, 0.25)
 
 

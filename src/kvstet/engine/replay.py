@@ -11,13 +11,10 @@ from kvstet.cache.cache import Cache
 from kvstet.cache.tier import RamTier
 from kvstet.config import EngineOptions
 from kvstet.engine.engine import Engine
-from kvstet.engine.exactness import Comparison, NoiseFloor, Rows, TailRun, divergence
+from kvstet.engine.exactness import SMALL_STEPS, Comparison, NoiseFloor, Rows, TailRun, divergence
 from kvstet.engine.messages import Failed, Generate, Started
 from kvstet.engine.model import Batch, Model, Sampler
 from kvstet.types import Blob, MemoryTraits, RequestId, Reuse, Sampling, SeqId, Tokens
-
-SMALL_STEP = 32
-"""Tokens in the batches of a second cold run, which tells how noisy these very tokens are."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,7 +47,7 @@ class Replay:
         is_noise = comparison.is_noise(self._floor)
         if not is_noise:
             # Rare tokens are noisier than most; an error stays outside of their own noise too.
-            noise = divergence(cold, self._cold(tokens, len(warm), SMALL_STEP))
+            noise = divergence(cold, self._cold(tokens, len(warm), *SMALL_STEPS))
             is_noise = comparison.is_noise(NoiseFloor.of(noise))
         self._rest()
         return Replayed(reuse, cold, warm, is_noise)
@@ -70,13 +67,13 @@ class Replay:
         assert reuse is not None
         return reuse, self._model.recorded()
 
-    def _cold(self, tokens: Tokens, num_tail: int, num_step_tokens: int) -> Rows:
+    def _cold(self, tokens: Tokens, num_tail: int, *sizes: int) -> Rows:
         live = self._engine.live
         if not live.make_room_to_borrow(len(tokens)):
             self._release(0)
         seq = live.borrow(None)
         try:
-            return TailRun(self._model, seq, tokens, num_tail).finish(num_step_tokens)
+            return TailRun(self._model, seq, tokens, num_tail).finish(*sizes)
         finally:
             live.give_back(seq)
 

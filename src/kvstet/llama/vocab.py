@@ -175,9 +175,13 @@ class Vocab:
         special = np.flatnonzero(self._attributes & (CONTROL | USER_DEFINED)).tolist()
         return {self._pieces[token].decode("utf-8", "replace"): token for token in special}
 
-    @cached_property
+    @property
     def end_tokens(self) -> frozenset[int]:
         """Every token that ends a turn or text."""
+        return self._end_tokens
+
+    @cached_property
+    def _end_tokens(self) -> frozenset[int]:
         return frozenset(token for token in range(self.num_tokens) if lib.llama_vocab_is_eog(self.handle, token))
 
     @cached_property

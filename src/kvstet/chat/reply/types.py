@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 from kvstet.chat.reply.json_text import decode, is_value, quoted
+from kvstet.untrusted import mapping_of
 
 _ANY = frozenset({"string", "number", "boolean", "null", "array", "object"})
 _TEXT = frozenset({"string"})
@@ -74,19 +75,19 @@ def _type_of(value: object) -> str:
 
 
 def _functions(tools: Sequence[Mapping[str, object]]) -> list[tuple[str, Mapping[str, object]]]:
-    functions = [_mapping(tool.get("function")) or tool for tool in tools]
+    functions = [mapping_of(tool.get("function")) or tool for tool in tools]
     return [(name, function) for function in functions if isinstance(name := function.get("name"), str)]
 
 
 def _parameter_types(function: Mapping[str, object]) -> dict[str, frozenset[str]]:
-    schema = _mapping(function.get("parameters"))
-    definitions = {**_mapping(schema.get("definitions")), **_mapping(schema.get("$defs"))}
-    return {key: _types(value, definitions, 0) for key, value in _mapping(schema.get("properties")).items()}
+    schema = mapping_of(function.get("parameters"))
+    definitions = {**mapping_of(schema.get("definitions")), **mapping_of(schema.get("$defs"))}
+    return {key: _types(value, definitions, 0) for key, value in mapping_of(schema.get("properties")).items()}
 
 
 def _types(schema: object, definitions: Mapping[str, object], depth: int) -> frozenset[str]:
     """Types that the schema allows; any of them where it says nothing."""
-    fields = _mapping(schema)
+    fields = mapping_of(schema)
     reference = fields.get("$ref")
     if depth > _MAX_DEPTH:
         return _ANY
@@ -105,7 +106,3 @@ def _types(schema: object, definitions: Mapping[str, object], depth: int) -> fro
         options = [_types(branch, definitions, depth + 1) for branch in cast("list[object]", branches)]
         return frozenset[str]().union(*options)
     return _ANY
-
-
-def _mapping(value: object) -> Mapping[str, object]:
-    return cast("Mapping[str, object]", value) if isinstance(value, Mapping) else {}
