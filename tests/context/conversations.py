@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kvstet.context.catalogue import NAMES
-from kvstet.context.equivalent import Equivalence, Equivalent
+from kvstet.context.equivalent.catalogue import NAMES
+from kvstet.context.equivalent.equivalence import Equivalence, Equivalent
 
 Message = dict[str, Any]
 

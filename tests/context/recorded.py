@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import strategies as st
 from tests.api.traces import FOLDER, steps
 
-from kvstet.context.lens import DialectName
+from kvstet.context.arranging.lens import DialectName
 
 Body = dict[str, Any]
 

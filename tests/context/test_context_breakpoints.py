@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.context.recorded import NAMES, damaged, requests_of, written
 
-from kvstet.context.breakpoints import Marking, marked
-from kvstet.context.lens import DialectName
+from kvstet.context.arranging.breakpoints import Marking, marked
+from kvstet.context.arranging.lens import DialectName
 from kvstet.providers.provider import provider_named
 
 Body = dict[str, Any]

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.context.conversations import assistant, result, user
 
-from kvstet.context.budget import Budget
-from kvstet.context.compaction import FULL_SHARE, PRUNED, Compaction, View, best, prune, summarise
-from kvstet.context.payback import LOCAL, Payback, Rates
-from kvstet.context.toolset import with_announcement
+from kvstet.context.writing.budget import Budget
+from kvstet.context.writing.compaction import FULL_SHARE, PRUNED, Compaction, View, best, prune, summarise
+from kvstet.context.writing.payback import LOCAL, Payback, Rates
+from kvstet.context.writing.toolset import with_announcement
 
 Message = dict[str, Any]
 BUDGET = Budget(context_length=101_000, num_reserved_tokens=1_000, keep_share=0.2)
@@ -87,6 +87,21 @@ def test_all_between_the_task_and_the_latest_messages_is_summarised():
     assert found.payback.cost_now == pytest.approx(3 * 6_050 * 1.15 + 53_500 * 0.1 + 1_000 * 6.25)
 
 
+def test_what_the_user_has_just_said_stays_however_long_it_is():
+    view = turns(*[6_000] * 8)
+    view = view_of([*view.messages, user("x"), user("y")], [*view.num_tokens, 21_000, 21_000])
+    found = summarise(view)
+    assert found is not None and found.stop == len(view.messages) - 2
+
+
+def test_what_the_user_said_before_a_reply_that_stays_goes_if_there_is_no_room():
+    view = turns(*[6_000] * 8)
+    said, answered = [user("x"), user("y")], [assistant("Done.")]
+    sizes = [*view.num_tokens, 15_000, 15_000, 1_000]
+    found = summarise(view_of([*view.messages, *said, *answered], sizes))
+    assert found is not None and found.stop == len(view.messages) + 1
+
+
 def test_what_is_hardly_longer_than_a_summary_is_not_summarised():
     assert summarise(turns(500, 500, 19_900)) is None
     assert summarise(turns()) is None
@@ -121,7 +136,9 @@ def test_no_output_is_parted_from_its_call(script: list[tuple[str, int]], keep_s
         calls = {call["id"] for message in kept for call in message.get("tool_calls", ())}
         answers = {message["tool_call_id"] for message in kept if message["role"] == "tool"}
         assert calls == answers
-        assert sum(sizes[found.stop :]) <= budget.num_kept_tokens
+        num_unanswered = next((place for place, each in enumerate(reversed(kept)) if each["role"] != "user"), len(kept))
+        assert sum(sizes[found.stop : len(sizes) - num_unanswered]) <= budget.num_kept_tokens
+        assert len(kept) or messages[-1]["role"] != "user"
         assert found.start == 1 and found.num_removed_tokens == sum(sizes[1 : found.stop])
 
 

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.context.conversations import assistant, tool, user
 
-from kvstet.context.budget import Budget
-from kvstet.context.compaction import INSTRUCTION, PRUNED, Compaction, View, prune
 from kvstet.context.conversation import Context
-from kvstet.context.payback import Rates
+from kvstet.context.writing.budget import Budget
+from kvstet.context.writing.compaction import INSTRUCTION, PRUNED, Compaction, View, prune
+from kvstet.context.writing.payback import Rates
 from kvstet.errors import BrokenHistory
 
 CHEAP = Rates(read=0.1, write=1.25, output=5.0)

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from tests.context.conversations import assistant, tool, user
 
-from kvstet.context.compaction import FULL_SHARE
+from kvstet.context.arranging.optimiser import ARRANGEMENTS
 from kvstet.context.conversation import Context
-from kvstet.context.optimiser import ARRANGEMENTS
 from kvstet.context.outputs import DEFAULT_CHARACTERS
-from kvstet.context.payback import Rates
 from kvstet.context.static import MAX_CONVERSATIONS
+from kvstet.context.writing.compaction import FULL_SHARE
+from kvstet.context.writing.payback import Rates
 
 TEXT = (Path(__file__).parents[2] / "docs" / "context.md").read_text()
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tests.context.conversations import assistant, follow, head, texts, tool, user
 from tests.context.growth import growing
 
-from kvstet.context.catalogue import NAMES
-from kvstet.context.equivalent import Equivalence
+from kvstet.context.equivalent.catalogue import NAMES
+from kvstet.context.equivalent.equivalence import Equivalence
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),

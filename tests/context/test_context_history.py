@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.context.conversations import assistant, result, user
 
-from kvstet.context.history import History, written
+from kvstet.context.writing.history import History, written
 from kvstet.errors import BrokenHistory
 
 LEAVES = (

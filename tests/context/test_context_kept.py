@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 from tests.context.conversations import assistant, follow, head, names, result, texts, user
 
-from kvstet.context.equivalent import Equivalence
-from kvstet.context.kept import is_shortened
+from kvstet.context.equivalent.equivalence import Equivalence
+from kvstet.context.equivalent.kept import is_shortened
 from kvstet.context.memory import Memory
 
 LONG = "\n".join(f"line {number}: something that a tool has said" for number in range(200))

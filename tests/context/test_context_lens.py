@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.context.recorded import NAMES, damaged, requests_of, written
 
-from kvstet.context.lens import (
+from kvstet.context.arranging.lens import (
     BETWEEN,
     DialectName,
     Leaf,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -16,8 +17,9 @@ from tests.context.conversations import assistant, head, result, tool, user
 from tests.context.growth import OUTPUT, growing
 from tests.context.recorded import NAMES, Body, Recorded, damaged, requests_of, written
 
-from kvstet.context.lens import DialectName, lens_of
-from kvstet.context.optimiser import ARRANGEMENTS, Arranged, Optimiser
+from kvstet.context.arranging import optimiser as module
+from kvstet.context.arranging.lens import DialectName, lens_of
+from kvstet.context.arranging.optimiser import ARRANGEMENTS, Arranged, Optimiser
 from kvstet.providers.provider import Provider, provider_named
 
 ANTHROPIC, OPENAI, OPENROUTER, LOCAL = map(provider_named, ("anthropic", "openai", "openrouter", "kvstet"))
@@ -335,7 +337,18 @@ def test_many_threads_get_what_one_gets():
         return [written(arranged.body) for _, arranged, _ in arranged_all(optimiser, requests, owner=owner)]
 
     shared = Optimiser(OPENAI, without=["cache-key"])
-    play: Callable[[str], list[str]] = lambda owner: played(shared, owner)  # noqa: E731
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(play, "abcd"))
+        found = list(pool.map(partial(played, shared), "abcd"))
     assert all(each == played(Optimiser(OPENAI, without=["cache-key"]), "a") for each in found)
+
+
+def test_few_long_conversations_are_remembered(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "_MAX_CHARACTERS", 100_000)
+    optimiser = Optimiser(ANTHROPIC)
+    for number in range(20):
+        for _ in range(2):
+            optimiser.arrange({"messages": [user(f"{number} " + "x" * 30_000)]}, "messages")
+    assert "3 conversations" in repr(optimiser)
+    optimiser.arrange({"messages": [user("x" * 200_000)]}, "messages")
+    optimiser.arrange({"messages": [user("short")]}, "messages")
+    assert "1 conversations" in repr(optimiser)

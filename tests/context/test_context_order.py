@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from tests.context.conversations import assistant, follow, names, result, tool, user
 
-from kvstet.context.equivalent import Equivalence
+from kvstet.context.equivalent.equivalence import Equivalence
 
 FIX = user("Fix it.")
 A, B, C = tool("a"), tool("b"), tool("c")

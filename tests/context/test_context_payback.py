@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import statistics
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvstet.context.budget import Budget
-from kvstet.context.payback import LOCAL, Payback, Rates, payback
+from kvstet.context.writing.budget import Budget
+from kvstet.context.writing.payback import LOCAL, Payback, Rates, payback
+from kvstet.providers.prices import Price
+from kvstet.providers.provider import provider_at, provider_named, providers
 
 TOKENS = st.integers(0, 100_000)
 RATES = st.builds(Rates, read=st.floats(0, 1), write=st.floats(1, 2), output=st.floats(0, 10))
@@ -26,6 +29,24 @@ def paid(**changed: Any) -> Payback:
             **changed,
         }
     )
+
+
+def test_what_nobody_tells_is_taken_as_most_vendors_have_it():
+    hosted = [provider.rules for provider in providers() if not provider.is_local]
+    told = [[rule.read_factor for rule in rules if rule.read_factor is not None] for rules in hosted]
+    assert Rates().read == statistics.median(map(statistics.median, filter(None, told)))
+    unknown = provider_at("http://example.org")
+    assert Rates.of(unknown, unknown.rule_for("m")) == Rates(read=0.1, write=1.0, output=5.0)
+
+
+def test_rates_are_of_the_price_or_else_of_the_rule_and_of_a_local_model_its_time():
+    anthropic = provider_named("anthropic")
+    rule = anthropic.rule_for("claude-opus-5.5", "messages")
+    assert Rates.of(anthropic, rule) == Rates(read=0.05, write=1.25, output=5.0)
+    price = Price(input=2.0, cache_read=0.5, cache_write=3.0, long_cache_write=None, output=8.0, source="a test")
+    assert Rates.of(anthropic, rule, price) == Rates(read=0.25, write=1.5, output=4.0)
+    local = provider_named("llama.cpp")
+    assert Rates.of(local, local.rule_for("m")) == LOCAL
 
 
 def test_what_is_taken_out_saves_reading_it_and_costs_writing_what_stands_behind():

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.context.conversations import assistant, follow, head, names, result, system, text_of, texts, user
 
-from kvstet.context.equivalent import Equivalence
+from kvstet.context.equivalent.equivalence import Equivalence
 
 FIX = user("Fix it.")
 STEP = (assistant("Looking.", '{"path": "."}'), result("a.py"))

@@ -9,8 +9,8 @@ import pytest
 from tests.context.conversations import assistant, result, system, tool, user
 from tests.context.recorded import NAMES, Body, Recorded, requests_of, written
 
-from kvstet.context.lens import DialectName, entries_of, lens_of
-from kvstet.context.riding import Live, ridden
+from kvstet.context.arranging.lens import DialectName, entries_of, lens_of
+from kvstet.context.arranging.riding import Live, ridden
 
 
 def played(name: str) -> Iterator[tuple[Recorded, Live | None, Body | None]]:

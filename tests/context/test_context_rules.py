@@ -9,8 +9,8 @@ from typing import Any, cast
 import pytest
 from tests.context.recorded import NAMES, Recorded, requests_of
 
-from kvstet.context.lens import DialectName
-from kvstet.context.optimiser import Optimiser
+from kvstet.context.arranging.lens import DialectName
+from kvstet.context.arranging.optimiser import Optimiser
 from kvstet.context.outputs import DEFAULT_CHARACTERS
 from kvstet.dialects.dialect import dialect_named
 from kvstet.providers.cost import cost_of

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from tests.context.conversations import assistant, head, result, system, tool, user
 from tests.context.recorded import Body, damaged, requests_of
 
-from kvstet.context.lens import DialectName
+from kvstet.context.arranging.lens import DialectName
 from kvstet.context.static import ADVICE, MAX_CHARACTERS, MAX_CONVERSATIONS, Guard, Variation, lint
-from kvstet.context.toolset import deterministic
+from kvstet.context.writing.toolset import deterministic
 from kvstet.edits.volatile import VolatileKind
 
 PROMPT = """\

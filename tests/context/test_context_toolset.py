@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.context.conversations import tool, user
 
-from kvstet.context.toolset import USE_TOOL, Toolset, deterministic, is_announcing, with_announcement
+from kvstet.context.writing.toolset import USE_TOOL, Toolset, deterministic, is_announcing, with_announcement
 
 Tool = dict[str, Any]
 

@@ -9,9 +9,9 @@
     context.assistant(reply)
 
 1. What varies never stands in the system prompt: `note` tells it in the user's next message, and only when it is new.
-2. The tools stay as they were first sent (`kvstet.context.toolset`).
-3. What was sent is never changed, but by a compaction that pays (`kvstet.context.compaction`); outputs are cut when
-   they enter.
+2. The tools stay as they were first sent (`kvstet.context.writing.toolset`).
+3. What was sent is never changed, but by a compaction that pays (`kvstet.context.writing.compaction`); outputs are cut
+   when they enter.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
-from kvstet.context.budget import Budget
-from kvstet.context.compaction import INSTRUCTION, STRATEGIES, Compaction, Strategy, View, best
-from kvstet.context.history import History
 from kvstet.context.message import Message, role_of
 from kvstet.context.outputs import DEFAULT_CHARACTERS, cut
-from kvstet.context.payback import Rates
-from kvstet.context.toolset import Toolset, with_announcement
+from kvstet.context.writing.budget import Budget
+from kvstet.context.writing.compaction import INSTRUCTION, STRATEGIES, Compaction, Strategy, View, best
+from kvstet.context.writing.history import History
+from kvstet.context.writing.payback import Rates
+from kvstet.context.writing.toolset import Toolset, with_announcement
 from kvstet.errors import BrokenHistory
 
 CountTokens = Callable[[str], int]

@@ -15,8 +15,8 @@ from threading import Lock
 from typing import Any, Literal, cast
 
 from kvstet.canonical import canonical
-from kvstet.context.equivalent import conversation_of
-from kvstet.context.lens import Body, DialectName, Lens, lens_of
+from kvstet.context.arranging.lens import Body, DialectName, Lens, lens_of
+from kvstet.context.equivalent.equivalence import conversation_of
 from kvstet.context.memory import digest
 from kvstet.context.message import num_head_messages, text_of
 from kvstet.context.order import Tool, name_of
@@ -35,8 +35,8 @@ ADVICE: Mapping[FindingKind, str] = {
     "reminder": "Put it into the user's message: Context.note.",
     "request id": "Leave it out: the model does not need it.",
     "working directory": "Tell it in the user's message: Context.note. Other folders then share this prompt.",
-    "tool order": "Sort the tools by name: kvstet.context.toolset.deterministic.",
-    "tool spelling": "Write the keys of schemas in one order: kvstet.context.toolset.deterministic.",
+    "tool order": "Sort the tools by name: kvstet.context.writing.toolset.deterministic.",
+    "tool spelling": "Write the keys of schemas in one order: kvstet.context.writing.toolset.deterministic.",
     "tool name": "Give each tool a name of its own.",
 }
 """What to do about each kind."""

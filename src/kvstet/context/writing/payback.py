@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from kvstet.providers.provider import CacheRule
+from kvstet.providers.prices import Price
+from kvstet.providers.provider import CacheRule, Provider
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,22 +14,30 @@ class Rates:
     """What a token costs, in any unit: money of a hosted model, seconds of a local one. One is a fresh input token."""
 
     read: float = 0.1
-    """One that the cache holds."""
+    """One that the cache holds: a tenth is the median over the vendors of the table."""
     write: float = 1.25
     """One that it does not hold yet, and will."""
     output: float = 5.0
 
     @staticmethod
-    def by(rule: CacheRule, *, is_local: bool) -> Rates:
-        """Of a model; on the user's own machine what is cached takes no time worth counting."""
-        if is_local:
+    def of(provider: Provider, rule: CacheRule, price: Price | None = None) -> Rates:
+        """By a model's price, or else by its rule.
+
+        What neither tells is taken to be as usual. That is the likeliest, and no other guess is on the safe side: were
+        a read dearer, shortening a conversation would pay sooner, but riding on it for a summary would not.
+        """
+        if provider.is_local:
             return LOCAL
-        read = _UNKNOWN_READ if rule.read_factor is None else rule.read_factor
-        return Rates(read=read, write=rule.write_factor)
+        read, write, output = rule.read_factor, rule.write_factor, None
+        if price is not None:
+            read, write, output = map(price.factor, (price.cache_read, price.cache_write, price.output))
+        usual = Rates()
+        return Rates(
+            read=usual.read if read is None else read,
+            write=1.0 if write is None else write,
+            output=usual.output if output is None else output,
+        )
 
-
-_UNKNOWN_READ = 0.5
-"""Where a provider does not say what it takes for a token that its cache holds."""
 
 LOCAL = Rates(read=0.0, write=1.0, output=4.0)
 """Of a model on this machine, in the time of a computed token: reuse costs nothing worth counting."""

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kvstet.context.lens import BETWEEN, Body, DialectName, Lens, entries_of, user_entry, with_entries
+from kvstet.context.arranging.lens import BETWEEN, Body, DialectName, Lens, entries_of, user_entry, with_entries
 from kvstet.context.memory import digest
 from kvstet.context.message import Message, role_of
 from kvstet.edits.alignment import longest_ascent

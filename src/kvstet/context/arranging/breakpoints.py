@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from kvstet.context.lens import Body, DialectName, Path, list_of, mapping_of, replaced
+from kvstet.context.arranging.lens import Body, DialectName, Path, replaced
 from kvstet.providers.provider import CacheRule
+from kvstet.untrusted import list_of, mapping_of
 
 Style = Literal["cache_control", "prompt_cache_breakpoint"]
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from kvstet.context.message import Message
+from kvstet.untrusted import list_of, mapping_of
 
 Body = dict[str, Any]
 DialectName = Literal["chat", "messages", "responses"]
@@ -257,15 +258,5 @@ def replaced(value: Any, path: Path, new: object) -> object:
     return changed
 
 
-def list_of(value: object) -> list[Any]:
-    """The value where it is a list; else none."""
-    return cast("list[Any]", value) if isinstance(value, list) else []
-
-
 def _are_objects(value: object) -> bool:
     return all(isinstance(item, dict) for item in list_of(value))
-
-
-def mapping_of(value: object) -> Mapping[str, Any]:
-    """The value where it is an object; else an empty one."""
-    return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else {}

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from kvstet.context.budget import Budget
 from kvstet.context.message import Message, role_of, text_of, with_text
-from kvstet.context.payback import Payback, Rates, payback
-from kvstet.context.toolset import is_announcing
+from kvstet.context.writing.budget import Budget
+from kvstet.context.writing.payback import Payback, Rates, payback
+from kvstet.context.writing.toolset import is_announcing
 
 INSTRUCTION = """\
 Pause here, and call no tools. Summarise this conversation from the first message on, so that the work can go on from
@@ -173,13 +173,22 @@ def _start_of_recent(view: View) -> int:
 
 
 def _start_of_kept(view: View) -> int:
-    """The earliest message that may stay behind a summary: no output is parted from its call."""
-    kept = len(view.messages)
-    num_tokens = 0
-    for index in range(len(view.messages) - 1, view.num_task_messages - 1, -1):
+    """The earliest message that may stay behind a summary. No output is parted from its call, and what the user has
+    said since the last reply stays, however long it is."""
+    unanswered = _start_of_unanswered(view)
+    kept, num_tokens = unanswered, sum(view.num_tokens[unanswered:])
+    for index in range(unanswered - 1, view.num_task_messages - 1, -1):
         num_tokens += view.num_tokens[index]
         if num_tokens > view.budget.num_kept_tokens:
             break
         if role_of(view.messages[index]) != "tool":
             kept = index
     return kept
+
+
+def _start_of_unanswered(view: View) -> int:
+    """Where what the user has said since the last reply begins, behind the task."""
+    start = len(view.messages)
+    while start > view.num_task_messages and role_of(view.messages[start - 1]) == "user":
+        start -= 1
+    return start

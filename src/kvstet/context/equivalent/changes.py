@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import accumulate
 
-from kvstet.context.catalogue import OF_KIND
+from kvstet.context.equivalent.catalogue import OF_KIND
 from kvstet.edits.volatile import Volatile, reminders, volatile_spans
 from kvstet.types import SubstitutionName
 

@@ -17,15 +17,15 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import cast
 
-from kvstet.context.breakpoints import Marking, marked
-from kvstet.context.catalogue import NAMES, SENTENCES
-from kvstet.context.equivalent import DROPPED, Equivalence, conversation_of
-from kvstet.context.lens import Body, DialectName, Lens, lens_of
+from kvstet.context.arranging.breakpoints import Marking, marked
+from kvstet.context.arranging.lens import Body, DialectName, Lens, lens_of
+from kvstet.context.arranging.riding import Live, ridden
+from kvstet.context.equivalent.catalogue import NAMES, SENTENCES
+from kvstet.context.equivalent.equivalence import DROPPED, Equivalence, conversation_of
 from kvstet.context.memory import digest
 from kvstet.context.message import Message, num_head_messages, role_of, text_of, with_text
 from kvstet.context.outputs import cut
-from kvstet.context.payback import Rates
-from kvstet.context.riding import Live, ridden
+from kvstet.context.writing.payback import Rates
 from kvstet.providers.prices import context_length_of
 from kvstet.providers.provider import Provider
 from kvstet.types import SubstitutionName
@@ -40,6 +40,8 @@ ARRANGEMENTS = {
 """Each with what it does."""
 
 _MAX_CONVERSATIONS = 64
+_MAX_CHARACTERS = 1 << 26
+"""Of all that are remembered together."""
 _CHARACTERS_PER_TOKEN = 3
 
 
@@ -83,6 +85,7 @@ class Optimiser:
         self._max_output_characters = max_output_characters
         self._equivalence = Equivalence()
         self._live: OrderedDict[bytes, Live] = OrderedDict()
+        self._num_live_characters = 0
         self._lock = Lock()
 
     def __repr__(self) -> str:
@@ -112,7 +115,7 @@ class Optimiser:
     def _arranged(self, sent: Lens, owner: str, session: str | None, names: Set[str]) -> Arranged:
         dialect, model = sent.dialect, str(sent.body.get("model", ""))
         rule = self._provider.rule_for(model, dialect)
-        rates = Rates.by(rule, is_local=self._provider.is_local)
+        rates = Rates.of(self._provider, rule)
         room = self._num_context_tokens or context_length_of(self._provider, model) or 0
         arranged = self._ridden(sent, owner, rates, room) if "summary-request" in names else None
         if arranged is None:
@@ -172,10 +175,15 @@ class Optimiser:
     def _remember(self, sent: Lens, arranged: Body, owner: str) -> None:
         key = _prefix(owner) + digest(conversation_of(sent.messages), sent.tools == [])
         with self._lock:
+            self._forget(key)
             self._live[key] = Live(sent, arranged)
-            self._live.move_to_end(key)
-            while len(self._live) > _MAX_CONVERSATIONS:
-                self._live.popitem(last=False)
+            self._num_live_characters += _num_characters(sent)
+            while len(self._live) > _MAX_CONVERSATIONS or self._num_live_characters > _MAX_CHARACTERS:
+                self._forget(next(iter(self._live)))
+
+    def _forget(self, key: bytes) -> None:
+        if (live := self._live.pop(key, None)) is not None:
+            self._num_live_characters -= _num_characters(live.sent)
 
 
 def _is_cheaper(riding: Lens, sent: Lens, rates: Rates) -> bool:

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from threading import Lock
 from typing import cast
 
-from kvstet.context.catalogue import SENTENCES
-from kvstet.context.changes import skeleton, without_reminders
-from kvstet.context.kept import is_shortened
+from kvstet.context.equivalent.catalogue import SENTENCES
+from kvstet.context.equivalent.changes import skeleton, without_reminders
+from kvstet.context.equivalent.kept import is_shortened
+from kvstet.context.equivalent.pins import Names, Pin, Update, is_of_the_moment, pin, update_of
 from kvstet.context.memory import Draft, Memory, Recollection, Store, digest
 from kvstet.context.message import (
     Message,
@@ -28,7 +29,6 @@ from kvstet.context.message import (
     with_text,
 )
 from kvstet.context.order import Tool, as_first_written, ordered
-from kvstet.context.pins import Names, Pin, Update, is_of_the_moment, pin, update_of
 from kvstet.types import HEAD_ROLES, Substitution, SubstitutionName
 
 _MAX_HEADS = 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 
-from kvstet.context.changes import MAX_CHARACTERS, Change, applied, are_few, changes
+from kvstet.context.equivalent.changes import MAX_CHARACTERS, Change, applied, are_few, changes
 from kvstet.types import SubstitutionName
 
 Names = Set[SubstitutionName]

@@ -1,0 +1,1 @@
+"""Requests of others, as they are, arranged so that caches hit."""

@@ -1,0 +1,1 @@
+"""Fidelity ``equivalent``: what is of the moment stays as it was first sent; what has changed is told at the end."""
