@@ -13,7 +13,7 @@ from tests.dialects.recorded import recorded
 from tests.dialects.samples import SESSION
 from tests.dialects.upstreams import STREAMS, WHOLES
 
-from kvstet.dialects.dialect import StreamReader, dialect_named
+from kvstet.dialects.dialect import StreamReader, dialect_named, dialect_of_path
 from kvstet.dialects.reply import Failure, ReplyEnd
 from kvstet.dialects.request import Request
 from kvstet.dialects.sse import SseDecoder
@@ -180,6 +180,26 @@ def test_half_of_a_surrogate_pair_is_passed_on() -> None:
     for name in NAMES:
         written = dialect_named(name).write_request(dialect_named("chat").read_request(body)).body
         assert "\\ud83d" in to_json(written)
+
+
+@pytest.mark.parametrize("digits", ["123456789012345678901234567890", "-18446744073709551617", "0.1"])
+def test_numbers_are_written_as_they_were_read(digits: str) -> None:
+    for mark in ("", "\\ud83d"):
+        assert to_json(body_of(f'{{"{mark}":{digits}}}'.encode())) == f'{{"{mark}":{digits}}}'
+
+
+@pytest.mark.parametrize("digits", ["1e400", "-1e400", "NaN", "Infinity", "9" * 5000])
+def test_a_number_that_cannot_be_held_is_refused_and_not_written_as_another(digits: str) -> None:
+    with pytest.raises(InvalidRequest, match="not valid JSON"):
+        body_of(f'{{"a":{digits}}}'.encode())
+    (failure,) = StreamReader(dialect_named("chat")).feed(f'data: {{"a":{digits}}}\n\n'.encode())
+    assert isinstance(failure, Failure)
+
+
+def test_messages_of_openais_assistants_are_no_requests_of_a_dialect() -> None:
+    assert dialect_of_path("/v1/threads/thread_1/messages") is None
+    found = dialect_of_path("/anthropic/v1/messages?beta=true")
+    assert found is not None and found.name == "messages"
 
 
 def test_a_tool_without_a_name_is_named_in_the_error() -> None:

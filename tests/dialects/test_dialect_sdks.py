@@ -20,6 +20,7 @@ from tests.dialects.sdk_types import check_body
 from tests.dialects.upstreams import ARGUMENTS, ERRORS, REASONING, REFUSALS, STREAMS, TEXT, WHOLES
 
 from kvstet.dialects.dialect import DialectName, StreamReader, dialect_named, dialect_of_path
+from kvstet.dialects.failures import failure_in_body
 from kvstet.dialects.request import Request
 from kvstet.dialects.whole import reply_of
 
@@ -92,7 +93,7 @@ class Upstream:
         request = client.read_request(body)
         self.bodies.append(own.write_request(request).body)
         if self.status != 200:
-            failure = own.read_error(self.status, json.dumps(self.whole).encode())
+            failure = failure_in_body(self.status, json.dumps(self.whole).encode())
             return failure.status, json.dumps(client.write_error(failure)).encode()
         if not request.terms.is_streamed:
             reply = reply_of(own.reply_reader().whole(self.whole))

@@ -5,18 +5,18 @@ import threading
 import pytest
 from tests.dialects.samples import ENCRYPTED, SIGNED, assistant, call, request, user
 
+from kvstet.dialects.dialect import dialect_named
 from kvstet.dialects.reply import CallBegin, CallEnd, Delta, ReasoningDelta, ReasoningSeal, ReplyEnd, TextDelta
-from kvstet.dialects.seals import SealMemory, carried_in, carrier_of
+from kvstet.dialects.seal_memory import SealMemory
+from kvstet.dialects.seals import carried_in, carrier_of
+from kvstet.dialects.whole import reply_of
 
 THOUGHT: list[Delta] = [ReasoningDelta("Hm"), ReasoningDelta("m.\n"), ReasoningSeal(SIGNED)]
 DETAIL = {**SIGNED, "text": "Hmm.\n"}
 
 
 def recorded(memory: SealMemory, *deltas: Delta, owner: str = "") -> None:
-    recorder = memory.recorder(owner)
-    for delta in deltas:
-        recorder.add(delta)
-    recorder.close()
+    memory.keep(reply_of(deltas), owner)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_a_seal_that_is_there_is_left_alone() -> None:
 def test_replies_without_seals_take_no_room() -> None:
     memory = SealMemory()
     recorded(memory, ReasoningDelta("Hm"), TextDelta("Yes."))
-    assert repr(memory) == "SealMemory(0 of 10000 replies)"
+    assert repr(memory) == "SealMemory(0 of 10000 replies, 0 characters)"
 
 
 def test_the_oldest_reply_is_forgotten_first() -> None:
@@ -95,16 +95,33 @@ def test_threads_may_share_a_memory() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert repr(memory) == "SealMemory(50 of 50 replies)"
+    assert repr(memory).startswith("SealMemory(50 of 50 replies, ")
+
+
+def test_long_seals_take_no_more_room_than_there_is() -> None:
+    memory = SealMemory(max_characters=1000)
+    for number in range(3):
+        sealed = {"type": "reasoning.encrypted", "data": "x" * 450}
+        recorded(memory, ReasoningSeal(sealed), CallBegin(0, f"call_{number}", "read"))
+    found = memory.restored(request(*(assistant("", call(f"call_{number}")) for number in range(3))))
+    assert ["reasoning_details" in message for message in found.messages] == [False, True, True]
 
 
 def test_a_carrier_holds_what_was_put_in() -> None:
-    assert carried_in(carrier_of([DETAIL, ENCRYPTED])) == [DETAIL, ENCRYPTED]
-    assert carried_in(carrier_of([])) == []
+    assert carried_in(carrier_of([DETAIL, ENCRYPTED]), "") == [DETAIL, ENCRYPTED]
+    assert carried_in(carrier_of([]), "Hm.") == []
     assert carrier_of([])
 
 
 def test_a_vendors_own_seal_is_no_carrier_and_a_damaged_one_holds_nothing() -> None:
-    assert carried_in("c2lnbmVk") is None
-    assert carried_in("kvstet-seal.%%%") == []
-    assert carried_in(carrier_of([DETAIL])[:-5]) == []
+    assert carried_in("c2lnbmVk", "") is None
+    assert carried_in("kvstet-seal.%%%", "") == []
+    assert carried_in(carrier_of([DETAIL])[:-5], "") == []
+
+
+@pytest.mark.parametrize(
+    ("upstream", "model", "seal"), [("messages", "claude-opus-4-8", ENCRYPTED), ("responses", "gpt-5", SIGNED)]
+)
+def test_another_vendors_seal_is_named_where_it_is_lost(upstream: str, model: str, seal: dict[str, str]) -> None:
+    asked = request(user("?"), assistant("Yes.", reasoning_details=[seal]), user("?"), model=model)
+    assert "messages.reasoning_details" in dialect_named(upstream).write_request(asked).dropped

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvstet.money.bill import Total, bill_of, total_of
+from kvstet.money.bill import Total, bill_of, read_share, total_of
 from kvstet.providers.prices import FREE, Price
 from kvstet.types import Usage
 
@@ -72,3 +72,11 @@ def test_sums_count_what_they_do_not_know() -> None:
     assert total_of([]) == Total(0, 0)
     assert total_of([0.0]).is_whole
     assert not total_of([None]).is_whole
+
+
+def test_the_share_that_was_read_is_over_those_that_tell_it() -> None:
+    told, silent = usage(12_000, 9_000), Usage(num_input_tokens=1_000)
+    assert read_share([told, silent]) == pytest.approx(0.75)
+    assert read_share([silent]) is None
+    assert read_share([]) is None
+    assert read_share([usage(0, 0)]) is None

@@ -19,7 +19,7 @@ from tests.money.ledgers import NOON, entry
 from kvstet.errors import LedgerUnavailable
 from kvstet.money import ledger as module
 from kvstet.money.bill import Total
-from kvstet.money.entry import LedgerEntry
+from kvstet.money.entry import LedgerEntry, by_day, by_session
 from kvstet.money.ledger import Ledger, default_path
 from kvstet.types import Usage
 
@@ -46,7 +46,7 @@ def test_what_is_noted_is_read_as_it_was_and_unknown_is_not_zero(path: Path) -> 
 
 def test_an_account_that_was_never_written_is_empty_and_makes_no_file(path: Path) -> None:
     with Ledger(path) as ledger:
-        assert ledger.entries() == ledger.by_session() == ledger.by_day() == []
+        assert ledger.entries() == []
     assert not path.exists()
 
 
@@ -68,12 +68,12 @@ def test_what_is_noted_by_this_process_is_there_at_once(path: Path) -> None:
 def test_sums_by_session_and_by_day_tell_how_much_is_not_known(path: Path) -> None:
     day = 86_400 / 60
     write(path, entry(0), dataclasses.replace(UNKNOWN, session="a session"), entry(day, session="another"))
-    one, other = Ledger(path).by_session()
+    one, other = by_session(Ledger(path).entries())
     assert (one.name, one.num_requests, other.name, other.num_requests) == ("a session", 2, "another", 1)
     assert (one.cost, one.num_input_tokens) == (Total(0.25, 1), Total(1000, 1))
     assert (one.num_fresh_tokens, one.saved, one.seconds) == (Total(50, 1), Total(0.5, 1), Total(3.0, 1))
     assert (one.read_share, one.first_time, one.last_time) == (0.8, NOON, NOON + 60)
-    days = Ledger(path).by_day()
+    days = by_day(Ledger(path).entries())
     assert [each.num_requests for each in days] == [2, 1]
     assert days[0].name < days[1].name
 
@@ -141,7 +141,7 @@ def test_what_does_not_fit_into_memory_is_lost_with_a_warning(
     assert 10 <= len(Ledger(path).entries()) <= 100
 
 
-@pytest.mark.parametrize("damage", ["no database", "cut off", "torn", "another program's", "empty"])
+@pytest.mark.parametrize("damage", ["no database", "cut off", "torn", "empty"])
 def test_a_damaged_file_is_set_aside_and_a_new_one_begun(
     path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -155,10 +155,6 @@ def test_a_damaged_file_is_set_aside_and_a_new_one_begun(
         case "torn":
             # All but the first page, which says what there is.
             path.write_bytes(data[:4096] + b"\xa5" * (len(data) - 4096))
-        case "another program's":
-            path.unlink()
-            with closing(sqlite3.connect(path)) as database:
-                database.execute("CREATE TABLE secrets (content TEXT)")
         case _:
             path.write_bytes(b"")
     with caplog.at_level(logging.WARNING):
@@ -167,6 +163,46 @@ def test_a_damaged_file_is_set_aside_and_a_new_one_begun(
     aside = [each for each in path.parent.iterdir() if ".damaged-" in each.name]
     assert len(aside) == (damage != "empty")
     assert ("is set aside as" in caplog.text) == (damage != "empty")
+
+
+def test_the_database_of_another_program_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "mine.sqlite"
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE songs (title TEXT)")
+    with pytest.raises(LedgerUnavailable, match="another program has made it"):
+        Ledger(path).entries()
+    with caplog.at_level(logging.WARNING):
+        write(path, entry())
+    assert "1 requests are not in the account of usage" in caplog.text
+    assert [each.name for each in tmp_path.iterdir() if "damaged" in each.name] == []
+
+
+def test_who_only_reads_moves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("Not an account.\n" * 100)
+    with pytest.raises(LedgerUnavailable, match="not a database"):
+        Ledger(path).entries()
+    assert path.read_text().startswith("Not an account.")
+
+
+def test_an_entry_with_a_name_that_is_no_text_takes_no_other_one_along(path: Path) -> None:
+    write(path, entry(0), entry(1, model="m\ud800"), entry(2))
+    assert [each.model for each in Ledger(path).entries()] == [entry().model, "m?", entry().model]
+
+
+@pytest.mark.timeout(20)
+def test_a_disk_that_hangs_does_not_hold_up_the_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    goes_on = threading.Event()
+    monkeypatch.setattr(Ledger, "_write", lambda self, batch: goes_on.wait(30))
+    monkeypatch.setattr(module, "MAX_WAITING", 3)
+    monkeypatch.setattr(module, "CLOSE_SECONDS", 0.1)
+    ledger = Ledger(path)
+    for number in range(10):
+        ledger.note(entry(number))
+    ledger.close()
+    ledger.close()
+    goes_on.set()
+    ledger.flush()
 
 
 def test_the_file_of_a_newer_kvstet_is_left_alone(path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -50,6 +50,11 @@ def mark_of(source: Object) -> dict[str, Any] | None:
     return {"type": "ephemeral", "ttl": "1h"} if own.get("ttl") == "12h" else {"type": "ephemeral"}
 
 
+def mark_fields(fields: Object) -> dict[str, Any]:
+    """The cache mark of something neutral, to be written beside what is made of it."""
+    return {CACHE_MARK: fields[CACHE_MARK]} if CACHE_MARK in fields else {}
+
+
 def simplest(parts: Sequence[Part]) -> Content:
     """One plain text as a string, no parts as an empty one: so content does not change its form with a mark."""
     if not parts:
@@ -92,3 +97,8 @@ def result_parts(message: Message) -> list[Part]:
 def reference_text(name: str) -> str:
     """For an API without deferred tools: it is in ``tools`` from here on."""
     return f"The tool {name} can be called from here on."
+
+
+def unsealed(message: Message) -> list[str]:
+    """Names of the reasoning that a vendor would refuse, since it has not sealed it."""
+    return [f"messages.{name}" for name in ("reasoning_content", "reasoning_details") if message.get(name)]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from kvstet.dialects.chat import Chat
-from kvstet.dialects.messages import Messages
+from kvstet.dialects import chat, messages, responses
+from kvstet.dialects.failures import anthropic_error, openai_error
 from kvstet.dialects.reply import Delta, Failure
 from kvstet.dialects.request import Request, Written
-from kvstet.dialects.responses import Responses
 from kvstet.dialects.sse import SseDecoder, SseEvent
+from kvstet.dialects.values import Object
 from kvstet.dialects.whole import Reply
 from kvstet.errors import InvalidRequest
 
@@ -46,43 +47,57 @@ class ReplyWriter(Protocol):
         ...
 
 
-class Dialect(Protocol):
+@dataclass(frozen=True, slots=True)
+class Dialect:
     """One API, as JSON objects and events. Has no state."""
 
-    @property
-    def name(self) -> DialectName: ...
-
-    @property
-    def path(self) -> str:
-        """Where a request is posted to, ``/v1`` included."""
-        ...
-
-    def read_request(self, body: Mapping[str, Any]) -> Request:
-        """InvalidRequest where it cannot be understood, or needs what only the vendor's own server has."""
-        ...
-
-    def write_request(self, request: Request) -> Written: ...
-
-    def reply_reader(self) -> ReplyReader: ...
-
-    def reply_writer(self, request: Request) -> ReplyWriter:
-        """For a client that sent the request: its tools and terms say how it wants to be answered."""
-        ...
-
-    def write_reply(self, request: Request, reply: Reply) -> dict[str, Any]:
-        """A whole reply, not streamed. A reply that failed is told with `write_error` instead."""
-        ...
-
-    def read_error(self, status: int, body: bytes) -> Failure:
-        """Any body of a response that is none of the 2xx, JSON or not."""
-        ...
-
-    def write_error(self, failure: Failure) -> dict[str, Any]:
-        """The body that goes with ``failure.status``."""
-        ...
+    name: DialectName
+    path: str
+    """Where a request is posted to, ``/v1`` included."""
+    read_request: Callable[[Object], Request] = field(repr=False)
+    """InvalidRequest where it cannot be understood, or needs what only the vendor's own server has."""
+    write_request: Callable[[Request], Written] = field(repr=False)
+    reply_reader: Callable[[], ReplyReader] = field(repr=False)
+    reply_writer: Callable[[Request], ReplyWriter] = field(repr=False)
+    """For a client that sent the request: its tools and terms say how it wants to be answered."""
+    write_reply: Callable[[Request, Reply], dict[str, Any]] = field(repr=False)
+    """A whole reply, not streamed. A reply that failed is told with `write_error` instead."""
+    write_error: Callable[[Failure], dict[str, Any]] = field(repr=False)
+    """The body that goes with ``failure.status``."""
 
 
-_DIALECTS: Mapping[str, Dialect] = {dialect.name: dialect for dialect in (Chat(), Messages(), Responses())}
+_CHAT = Dialect(
+    "chat",
+    "/v1/chat/completions",
+    chat.read_request,
+    chat.write_request,
+    chat.ChatReader,
+    chat.ChatWriter,
+    chat.write_reply,
+    openai_error,
+)
+_MESSAGES = Dialect(
+    "messages",
+    "/v1/messages",
+    messages.read_request,
+    messages.write_request,
+    messages.MessagesReader,
+    messages.MessagesWriter,
+    messages.write_reply,
+    anthropic_error,
+)
+_RESPONSES = Dialect(
+    "responses",
+    "/v1/responses",
+    responses.read_request,
+    responses.write_request,
+    responses.ResponsesReader,
+    responses.ResponsesWriter,
+    responses.write_reply,
+    openai_error,
+)
+
+_DIALECTS: Mapping[str, Dialect] = {each.name: each for each in (_CHAT, _MESSAGES, _RESPONSES)}
 
 _PATHS: Mapping[str, DialectName] = {
     "/chat/completions": "chat",
@@ -90,6 +105,8 @@ _PATHS: Mapping[str, DialectName] = {
     "/messages/count_tokens": "messages",
     "/responses": "responses",
 }
+_NO_DIALECTS = "/threads/"
+"""Of OpenAI's Assistants, which have messages as well."""
 
 
 def dialect_named(name: str) -> Dialect:
@@ -103,6 +120,8 @@ def dialect_named(name: str) -> Dialect:
 def dialect_of_path(path: str) -> Dialect | None:
     """Whose path it is, with any prefix and query; None: no endpoint of a dialect."""
     plain = path.partition("?")[0].rstrip("/")
+    if _NO_DIALECTS in plain:
+        return None
     return next((_DIALECTS[name] for end, name in _PATHS.items() if plain.endswith(end)), None)
 
 

@@ -66,6 +66,10 @@ _OPENAI_LIMIT = re.compile(
     r"(?:maximum context length is|context (?:size|window) (?:is|of)) ([\d,]{1,15})", re.IGNORECASE
 )
 _OPENAI_PROMPT = re.compile(r"(?:resulted in|prompt has|requested) ([\d,]{1,15}) tokens", re.IGNORECASE)
+_LLAMA_OVERFLOW = re.compile(
+    r"request \(([\d,]{1,15}) tokens\) exceeds the available context size \(([\d,]{1,15}) tokens\)", re.IGNORECASE
+)
+"""llama-server's."""
 _MAX_QUOTED_CHARS = 500
 
 
@@ -142,7 +146,7 @@ def _by_class(status: int, of_server: str) -> str:
 
 def _with_overflow(failure: Failure) -> Failure:
     """Known by its code or its sentence; the numbers are in the sentence, if anywhere."""
-    match = _ANTHROPIC_OVERFLOW.search(failure.message)
+    match = _ANTHROPIC_OVERFLOW.search(failure.message) or _LLAMA_OVERFLOW.search(failure.message)
     if failure.code != OVERFLOW and match is None:
         return failure
     limit, prompt = _OPENAI_LIMIT.search(failure.message), _OPENAI_PROMPT.search(failure.message)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from kvstet.types import Usage
 
-EndReason = Literal["stop", "length", "tool_calls", "content_filter", "error"]
+EndReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
 
 @dataclass(frozen=True, slots=True)

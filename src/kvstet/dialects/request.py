@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, cast
 
 Message = dict[str, Any]
 Part = dict[str, Any]
@@ -46,8 +46,6 @@ Effort = str
 """none, minimal, low, medium, high, xhigh or max; others are passed on as they are."""
 
 NO_REASONING: Effort = "none"
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,24 +118,17 @@ def unmarked(request: Request) -> Request:
     """Without cache marks, for a provider that refuses fields it does not know."""
     cleared = replace(
         request,
-        messages=tuple(_without(message, CACHE_MARK) for message in request.messages),
-        tools=tuple(_without(tool, CACHE_MARK) for tool in request.tools),
+        messages=tuple(map(_unmarked, request.messages)),
+        tools=tuple(map(_unmarked, request.tools)),
     )
     return request if cleared == request else cleared.dropping([CACHE_MARK])
 
 
-def without_reasoning(request: Request) -> Request:
-    """Without what the assistant thought, for a provider that refuses to be told."""
-    keys = ("reasoning_content", "reasoning_details")
-    cleared = replace(request, messages=tuple(_without(message, *keys) for message in request.messages))
-    return request if cleared == request else cleared.dropping(["messages.reasoning"])
-
-
-def _without(fields: dict[str, Any], *keys: str) -> dict[str, Any]:
-    """Without these keys in it, in its parts and in its calls."""
-    bare = {name: value for name, value in fields.items() if name not in keys}
+def _unmarked(fields: dict[str, Any]) -> dict[str, Any]:
+    """Without marks on it, on its parts and on its calls."""
+    bare = {name: value for name, value in fields.items() if name != CACHE_MARK}
     for name in ("content", "tool_calls"):
         if isinstance(bare.get(name), list):
             inner = cast("list[dict[str, Any]]", bare[name])
-            bare[name] = [{key: value for key, value in part.items() if key not in keys} for part in inner]
+            bare[name] = [{key: value for key, value in part.items() if key != CACHE_MARK} for part in inner]
     return bare

@@ -16,6 +16,11 @@ _LINE_END = re.compile(rb"\r\n|\n|\r")
 _MARK = b"\xef\xbb\xbf"
 
 
+def is_event_stream(content_type: str) -> bool:
+    """Whether a body with this Content-Type is one."""
+    return content_type.strip().lower().startswith("text/event-stream")
+
+
 @dataclass(frozen=True, slots=True)
 class SseEvent:
     data: str

@@ -102,6 +102,13 @@ def tool_names(tools: Sequence[Tool]) -> Mapping[str, ToolName]:
     return {**clear, **names}
 
 
+def arguments_text(arguments: object) -> str:
+    """Of a call, as JSON text: some clients and servers send the object itself."""
+    if isinstance(arguments, str):
+        return arguments
+    return "" if arguments is None else to_json(arguments)
+
+
 def arguments_of_input(said: str) -> str:
     """What a custom tool was called with, as arguments of the function that stands for it."""
     return to_json({"input": said})

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from math import isfinite
+from typing import Any, NoReturn, cast
 
 import msgspec
 
@@ -75,7 +76,7 @@ def unread(fields: Object, known: Iterable[str], prefix: str = "") -> list[str]:
 
 
 def to_json(value: object) -> str:
-    """As compact JSON. InvalidRequest where it is nested too deeply or is no JSON at all."""
+    """As compact JSON, integers of any size. InvalidRequest where it is nested too deeply or is no JSON at all."""
     try:
         return msgspec.json.encode(value).decode()
     except UnicodeEncodeError:
@@ -86,7 +87,7 @@ def to_json(value: object) -> str:
 
 
 def from_json(data: str | bytes) -> object:
-    """Raises ValueError where it is no JSON, or nested too deeply."""
+    """Raises ValueError where it is no JSON, nested too deeply, or has a number that cannot be held."""
     try:
         return cast("object", msgspec.json.decode(data))
     except (msgspec.DecodeError, UnicodeError):
@@ -108,6 +109,14 @@ def body_of(data: bytes) -> dict[str, Any]:
 
 def _from_json_with_surrogates(data: str | bytes) -> object:
     try:
-        return cast("object", json.loads(data))
+        return cast("object", json.loads(data, parse_constant=_no_number, parse_float=_finite))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def _finite(digits: str) -> float:
+    return value if isfinite(value := float(digits)) else _no_number(digits)
+
+
+def _no_number(digits: str) -> NoReturn:
+    raise ValueError(f"{digits[:20]} is no number that can be held")

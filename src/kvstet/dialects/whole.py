@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from kvstet.dialects.reply import (
@@ -20,7 +20,7 @@ from kvstet.dialects.reply import (
     UsageNews,
 )
 from kvstet.dialects.request import Message
-from kvstet.dialects.seals import Detail, with_text
+from kvstet.dialects.seals import Detail, text_of_detail, with_text
 from kvstet.types import Usage
 
 
@@ -60,6 +60,16 @@ class Reply:
         if self.calls:
             message["tool_calls"] = [neutral_call(call.id, call.name, call.arguments) for call in self.calls]
         return message
+
+    def thoughts(self) -> Iterator[tuple[str, Detail | None]]:
+        """The reasoning, each seal with the text that it is of. None: that was not sealed."""
+        rest = self.reasoning
+        for detail in self.details:
+            said = text_of_detail(detail)
+            rest = rest.removeprefix(said)
+            yield said, detail
+        if rest:
+            yield rest, None
 
 
 def neutral_call(id: str, name: str, arguments: str) -> Message:

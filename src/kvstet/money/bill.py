@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from kvstet.providers.cost import input_cost, sum_of, tokens_cost
 from kvstet.providers.prices import Price
 from kvstet.types import Usage
 
@@ -26,47 +27,17 @@ class Bill:
 
 def bill_of(usage: Usage, price: Price | None, *, unoptimised: Usage | None = None) -> Bill:
     """``unoptimised`` is what the request would have taken as the client wrote it, as far as it is known."""
-    cost = _sum(_input_cost(usage, price), _cost(usage.num_output_tokens, price and price.output))
-    fresh = _cost(usage.num_input_tokens, price and price.input)
-    saved = None
-    if unoptimised is not None:
-        saved = _difference(_input_cost(unoptimised, price), _input_cost(usage, price))
+    if price is None:
+        return Bill(usage=usage, price=None, cost=None, cost_without_cache=None, saved=None)
+    prompt, reply = input_cost(usage, price), tokens_cost(usage.num_output_tokens, price.output)
+    unsaved = None if unoptimised is None else input_cost(unoptimised, price)
     return Bill(
         usage=usage,
         price=price,
-        cost=cost,
-        cost_without_cache=_sum(fresh, _cost(usage.num_output_tokens, price and price.output)),
-        saved=saved,
+        cost=sum_of([prompt, reply]),
+        cost_without_cache=sum_of([tokens_cost(usage.num_input_tokens, price.input), reply]),
+        saved=unsaved - prompt if unsaved is not None and prompt is not None else None,
     )
-
-
-def _input_cost(usage: Usage, price: Price | None) -> float | None:
-    """Who does not report writes does not charge for them; who does not report reads leaves the cost unknown."""
-    if price is None:
-        return None
-    num_long = usage.num_long_cache_write_tokens or 0
-    return _sum(
-        _cost(usage.num_fresh_tokens, price.input),
-        _cost(usage.num_cache_read_tokens, price.cache_read),
-        _cost((usage.num_cache_write_tokens or 0) - num_long, price.cache_write),
-        _cost(num_long, price.long_cache_write),
-    )
-
-
-def _cost(num_tokens: int | None, price: float | None) -> float | None:
-    """No tokens cost nothing at any price."""
-    if num_tokens == 0:
-        return 0.0
-    return num_tokens * price if num_tokens is not None and price is not None else None
-
-
-def _sum(*parts: float | None) -> float | None:
-    known = [part for part in parts if part is not None]
-    return sum(known) if len(known) == len(parts) else None
-
-
-def _difference(one: float | None, other: float | None) -> float | None:
-    return one - other if one is not None and other is not None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,3 +58,11 @@ def total_of(parts: Iterable[float | None]) -> Total:
     values = list(parts)
     known = [value for value in values if value is not None]
     return Total(sum(known), len(values) - len(known))
+
+
+def read_share(usages: Iterable[Usage]) -> float | None:
+    """The part of the prompt tokens that a cache had, 0 to 1, over the requests that tell both; None: none does."""
+    pairs = [(usage.num_cache_read_tokens, usage.num_input_tokens) for usage in usages]
+    told = [(read, whole) for read, whole in pairs if read is not None and whole is not None]
+    num_tokens = sum(whole for _, whole in told)
+    return sum(read for read, _ in told) / num_tokens if num_tokens else None

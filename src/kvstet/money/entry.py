@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import datetime
+from itertools import groupby
 from typing import Literal
 
-from kvstet.money.bill import Bill, Total, total_of
+from kvstet.money.bill import Bill, Total, read_share, total_of
 from kvstet.types import Usage
 
 Source = Literal["gateway", "agent", "server"]
@@ -104,15 +107,20 @@ def summary_of(name: str, entries: list[LedgerEntry]) -> Summary:
         cost_without_cache=total_of(entry.cost_without_cache for entry in entries),
         saved=total_of(entry.saved for entry in entries),
         seconds=total_of(entry.seconds for entry in entries),
-        read_share=_read_share(usages),
+        read_share=read_share(usages),
     )
 
 
-def _read_share(usages: list[Usage]) -> float | None:
-    told = [
-        (usage.num_cache_read_tokens, usage.num_input_tokens)
-        for usage in usages
-        if usage.num_cache_read_tokens is not None and usage.num_input_tokens is not None
-    ]
-    num_input = sum(given for _, given in told)
-    return sum(read for read, _ in told) / num_input if num_input else None
+def by_session(entries: Iterable[LedgerEntry]) -> list[Summary]:
+    """The session that was last used comes last."""
+    return sorted(_grouped(entries, lambda entry: entry.session), key=lambda each: each.last_time)
+
+
+def by_day(entries: Iterable[LedgerEntry]) -> list[Summary]:
+    """Days of this machine's clock, in their order."""
+    return _grouped(entries, lambda entry: datetime.fromtimestamp(entry.time).date().isoformat())
+
+
+def _grouped(entries: Iterable[LedgerEntry], name: Callable[[LedgerEntry], str]) -> list[Summary]:
+    groups = groupby(sorted(entries, key=name), key=name)
+    return [summary_of(each, list(group)) for each, group in groups]

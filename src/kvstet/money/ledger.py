@@ -13,22 +13,18 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import fields
-from datetime import datetime
-from itertools import groupby
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import platformdirs
 
 from kvstet.errors import LedgerUnavailable
-from kvstet.money.entry import LedgerEntry, Summary, summary_of
+from kvstet.money.entry import LedgerEntry
 from kvstet.types import Usage
-
-Result = TypeVar("Result")
 
 logger = logging.getLogger("kvstet.money")
 
@@ -94,10 +90,11 @@ class Ledger:
             if self._writer is None:
                 self._writer = threading.Thread(target=self._write_all, name="kvstet-ledger", daemon=True)
                 self._writer.start()
-        try:
-            self._waiting.put_nowait(entry)
-        except queue.Full:
-            logger.warning("The account of usage cannot be written as fast as requests come; one is not in it.")
+            try:
+                # Never behind the end, which nobody would take from there.
+                self._waiting.put_nowait(entry)
+            except queue.Full:
+                logger.warning("The account of usage cannot be written as fast as requests come; one is not in it.")
 
     def flush(self) -> None:
         """Wait until all that was handed over is written, or lost."""
@@ -106,15 +103,19 @@ class Ledger:
     def close(self) -> None:
         """Write what waits; a disk that hangs is not waited for."""
         with self._lock:
-            writer, self._is_closed = self._writer, True
-        if writer is not None and writer.is_alive():
-            self._waiting.put(None)
-            writer.join(CLOSE_SECONDS)
+            was_closed, self._is_closed = self._is_closed, True
+        if self._writer is not None and not was_closed:
+            with suppress(queue.Full):
+                self._waiting.put(None, timeout=CLOSE_SECONDS)
+                self._writer.join(CLOSE_SECONDS)
 
     # Reading
 
     def entries(self, *, since: float | None = None, session: str | None = None) -> list[LedgerEntry]:
-        """In the order of their times; ``session`` is a name or how it begins. Raises LedgerUnavailable."""
+        """In the order of their times; ``session`` is a name or how it begins. Raises LedgerUnavailable.
+
+        A file that is no account is left as it is: whoever reads may have named another one by mistake.
+        """
         self.flush()
         if not self.path.exists():
             return []
@@ -123,19 +124,8 @@ class Ledger:
             f"SELECT {', '.join(_COLUMNS)} FROM requests WHERE time >= ? AND instr(session, ?) = 1 ORDER BY time, id"
         )
         told = (since or 0.0, session or "")
-        rows = _done(self.path, lambda database: database.execute(query, told).fetchall())
-        return [_entry(row) for row in rows]
-
-    def by_session(self, *, since: float | None = None) -> list[Summary]:
-        """The session that was last used comes last."""
-        entries = sorted(self.entries(since=since), key=lambda entry: entry.session)
-        groups = (summary_of(name, list(each)) for name, each in groupby(entries, key=lambda entry: entry.session))
-        return sorted(groups, key=lambda each: each.last_time)
-
-    def by_day(self, *, since: float | None = None, session: str | None = None) -> list[Summary]:
-        """Days of this machine's clock, in their order."""
-        entries = self.entries(since=since, session=session)
-        return [summary_of(day, list(each)) for day, each in groupby(entries, key=_day)]
+        with _translated(self.path), closing(_opened(self.path)) as database:
+            return list(map(_entry, database.execute(query, told)))
 
     # The thread that writes
 
@@ -166,18 +156,30 @@ class Ledger:
                 return
 
     def _write(self, batch: Iterable[LedgerEntry]) -> None:
+        """Into the account, or into a new one where it is damaged. Raises LedgerUnavailable."""
         rows = list(map(_row, batch))
+        with _translated(self.path):
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                _insert(self.path, rows)
+            except sqlite3.DatabaseError as error:
+                if not _is_damaged(error):
+                    raise
+                _set_aside(self.path, error)
+                _insert(self.path, rows)
 
-        def insert(database: sqlite3.Connection) -> None:
-            database.execute("BEGIN IMMEDIATE")
-            database.executemany(_INSERT, rows)
-            database.execute("COMMIT")
 
-        _done(self.path, insert)
+def _insert(path: Path, rows: Iterable[list[Any]]) -> None:
+    with closing(_opened(path)) as database:
+        database.execute("BEGIN IMMEDIATE")
+        database.executemany(_INSERT, rows)
+        database.execute("COMMIT")
 
 
 def _row(entry: LedgerEntry) -> list[Any]:
-    return [*(getattr(entry, name) for name in _OWN), *(getattr(entry.usage, name) for name in _USAGE)]
+    values = [*(getattr(entry, name) for name in _OWN), *(getattr(entry.usage, name) for name in _USAGE)]
+    # The name of a model is whatever a client sends; SQLite takes nothing but text.
+    return [value.encode(errors="replace").decode() if isinstance(value, str) else value for value in values]
 
 
 def _entry(row: tuple[Any, ...]) -> LedgerEntry:
@@ -185,33 +187,17 @@ def _entry(row: tuple[Any, ...]) -> LedgerEntry:
     return LedgerEntry(usage=Usage(**dict(zip(_USAGE, row[len(_OWN) :], strict=True))), **own)
 
 
-def _day(entry: LedgerEntry) -> str:
-    return datetime.fromtimestamp(entry.time).date().isoformat()
-
-
-def _done(path: Path, action: Callable[[sqlite3.Connection], Result]) -> Result:
-    """What ``action`` gives of the account; of a new one where there is none, or a damaged one.
-
-    Raises LedgerUnavailable.
-    """
+@contextmanager
+def _translated(path: Path) -> Generator[None]:
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            return _tried(path, action)
-        except sqlite3.DatabaseError as error:
-            if not _is_damaged(error):
-                raise
-            _set_aside(path, error)
-            return _tried(path, action)
+        yield
     except (OSError, sqlite3.Error) as error:
         raise LedgerUnavailable(f"The account of usage in {path} cannot be used: {error}.") from error
 
 
-def _tried(path: Path, action: Callable[[sqlite3.Connection], Result]) -> Result:
+def _opened(path: Path) -> sqlite3.Connection:
     with _alone(path):
-        database = _connect(path)
-    with closing(database):
-        return action(database)
+        return _connect(path)
 
 
 def _set_aside(path: Path, error: sqlite3.Error) -> None:
@@ -258,14 +244,8 @@ def _prepare(database: sqlite3.Connection) -> None:
     elif version > SCHEMA_VERSION:
         raise sqlite3.OperationalError(f"a newer kvstet has written it, in version {version}")
     elif version != SCHEMA_VERSION:
-        raise _ForeignFile("another program has made it")
+        raise sqlite3.OperationalError("another program has made it")
     database.execute(f"SELECT {', '.join(_COLUMNS)} FROM requests ORDER BY id DESC LIMIT 1").fetchone()
-
-
-class _ForeignFile(sqlite3.DatabaseError):
-    """A database, but no account of ours."""
-
-    sqlite_errorcode = sqlite3.SQLITE_NOTADB
 
 
 def _is_damaged(error: sqlite3.Error) -> bool:

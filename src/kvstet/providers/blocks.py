@@ -16,6 +16,7 @@ import numpy as np
 
 from kvstet.providers.estimate import TokenIds, opaque, tokens_of
 from kvstet.providers.provider import CacheRule
+from kvstet.untrusted import list_of, mapping_of
 
 Part = Literal["tools", "system", "messages"]
 Body = Mapping[str, Any]
@@ -77,7 +78,7 @@ def value_at(body: Body, path: str) -> object:
     """Of a field whose name has dots; None where it is not there."""
     value: object = body
     for name in path.split("."):
-        value = _mapping(value).get(name)
+        value = mapping_of(value).get(name)
     return value
 
 
@@ -90,8 +91,8 @@ def _dependency(body: Body, blocks: Iterable[Block], name: str) -> object:
     if name == "images":
         return any(block.kind in _IMAGES for block in blocks)
     value = value_at(body, name)
-    kind = _mapping(value).get("type", value)
-    return None if kind in ("auto", "disabled", "standard") and len(_mapping(value)) <= 1 else value
+    kind = mapping_of(value).get("type", value)
+    return None if kind in ("auto", "disabled", "standard") and len(mapping_of(value)) <= 1 else value
 
 
 def _without_old_thinking(blocks: list[Block]) -> list[Block]:
@@ -106,7 +107,7 @@ def _is_plain(block: Block) -> bool:
 
 
 def _tools(body: Body) -> Iterator[Block]:
-    for tool in _list(body.get("tools")):
+    for tool in list_of(body.get("tools")):
         yield Block("tools", "", tokens_of(_spelt(tool)), "tool", _mark(tool))
 
 
@@ -125,8 +126,8 @@ def _content_of(body: Body, dialect: str) -> Iterator[Block]:
 
 def _messages(messages: object, *, has_head: bool = True) -> Iterator[Block]:
     is_head = has_head
-    for message in _list(messages):
-        fields = _mapping(message)
+    for message in list_of(messages):
+        fields = mapping_of(message)
         role = str(fields.get("role", "assistant" if "call_id" in fields else ""))
         is_head = is_head and role in _HEADS
         yield from _of_message("system" if is_head else "messages", fields, role)
@@ -136,7 +137,7 @@ def _of_message(part: Part, fields: Mapping[str, Any], role: str) -> Iterator[Bl
     if fields.get("type", "message") != "message":
         yield _item(part, fields)
         return
-    calls = _list(fields.get("tool_calls"))
+    calls = list_of(fields.get("tool_calls"))
     rest = {key: fields[key] for key in ("reasoning_content", "tool_call_id") if fields.get(key)}
     content = list(_message(part, fields.get("content"), role))
     if rest:
@@ -151,8 +152,8 @@ def _item(part: Part, fields: Mapping[str, Any]) -> Block:
     kind = str(fields.get("type"))
     if kind.endswith("_output"):
         output = fields.get("output")
-        parts = [output] if isinstance(output, str) else _list(output)
-        said = (tokens_of(each) if isinstance(each, str) else _tokens(_mapping(each)) for each in parts)
+        parts = [output] if isinstance(output, str) else list_of(output)
+        said = (tokens_of(each) if isinstance(each, str) else _tokens(mapping_of(each)) for each in parts)
         tokens = np.concatenate([tokens_of(f"<tool>{fields.get('call_id')}"), *said])
         mark = next((mark for each in (fields, *parts) if (mark := _mark(each))), None)
         return Block(part, "tool", tokens, "tool_result", mark, ends_message=True)
@@ -161,9 +162,9 @@ def _item(part: Part, fields: Mapping[str, Any]) -> Block:
 
 def _message(part: Part, content: object, role: str) -> Iterator[Block]:
     """Blocks of one content, a string or a list; the first says who speaks."""
-    parts: list[Any] = [content] if isinstance(content, str) else _list(content)
+    parts: list[Any] = [content] if isinstance(content, str) else list_of(content)
     for index, value in enumerate(parts):
-        fields = _mapping(value)
+        fields = mapping_of(value)
         kind = str(fields.get("type", "text"))
         said = tokens_of(value) if isinstance(value, str) else _tokens(fields)
         tokens = np.concatenate([tokens_of(f"<{role}>"), said]) if index == 0 and len(said) else said
@@ -193,17 +194,17 @@ def _bare(value: object) -> object:
     if isinstance(value, Mapping):
         fields = cast("Mapping[str, object]", value)
         return {key: _bare(each) for key, each in fields.items() if key not in _UNREAD and not _is_hidden(key, each)}
-    return [_bare(each) for each in _list(cast("object", value))] if isinstance(value, list) else value
+    return [_bare(each) for each in list_of(cast("object", value))] if isinstance(value, list) else value
 
 
 def _hidden(value: object) -> Iterator[str]:
     """What stands in a block and is no text."""
-    for key, each in _mapping(value).items():
+    for key, each in mapping_of(value).items():
         if _is_hidden(key, each):
             yield json.dumps(each, sort_keys=True)
         else:
             yield from _hidden(each)
-    for each in _list(value):
+    for each in list_of(value):
         yield from _hidden(each)
 
 
@@ -213,23 +214,15 @@ def _is_hidden(key: str, value: object) -> bool:
 
 def _mark(value: object) -> Mark | None:
     """Of either style: a request has only its provider's."""
-    fields = _mapping(value)
+    fields = mapping_of(value)
     wanted = next((fields[name] for name in _MARKS if isinstance(fields.get(name), Mapping)), None)
     if wanted is None:
-        inner = _list(fields.get("content")) if fields.get("type") == "tool_result" else []
+        inner = list_of(fields.get("content")) if fields.get("type") == "tool_result" else []
         return next((mark for each in reversed(inner) if (mark := _mark(each)) is not None), None)
-    ttl = _mapping(wanted).get("ttl")
+    ttl = mapping_of(wanted).get("ttl")
     return Mark(ttl if isinstance(ttl, str) else None)
 
 
 def _mark_of(body: Body, rule: CacheRule) -> Mark | None:
     """The mark of the whole request: Anthropic puts it on the last block that takes one."""
     return _mark({"cache_control": body.get("cache_control")}) if rule.breakpoint_style == "cache_control" else None
-
-
-def _list(value: object) -> list[Any]:
-    return cast("list[Any]", value) if isinstance(value, list) else []
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else {}

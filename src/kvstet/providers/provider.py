@@ -195,6 +195,12 @@ class Provider:
         asked = dialect or self.dialects[0]
         return next(rule for rule in self.rules if any(rule.fits(each, asked) for each in names))
 
+    def key_field(self, dialect: str, key: str) -> tuple[str, str]:
+        """The header in which a key is sent. Where the table names none, as the dialect's own SDK sends it."""
+        if self.key is not None:
+            return self.key.header, f"{self.key.scheme} {key}".strip()
+        return ("x-api-key", key) if dialect == "messages" else ("authorization", f"Bearer {key}")
+
     def at(self, url: str) -> Provider:
         """The same, reached under another base URL."""
         return replace(self, base_urls=dict.fromkeys(self.base_urls, url.rstrip("/")))

@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 from kvstet.types import Usage
+from kvstet.untrusted import mapping_of
 
 MAX_TOKENS = 2**40
 """More than this is nonsense."""
@@ -26,7 +27,7 @@ Fields = Mapping[str, Any]
 
 def usage_of(payload: object, headers: Mapping[str, str] | None = None) -> Usage:
     """Of a reply's JSON, or of its usage object alone; the headers know what Fireworks does not write into it."""
-    whole = _mapping(payload)
+    whole = mapping_of(payload)
     told = _object(whole)
     reader = next((read for is_its, read in _DIALECTS if is_its(told)), _openai)
     return _sound(_with_timings(_with_headers(reader(told), headers or {}), whole))
@@ -34,11 +35,11 @@ def usage_of(payload: object, headers: Mapping[str, str] | None = None) -> Usage
 
 def _object(whole: Fields) -> Fields:
     """Where a reply keeps its numbers; a stream's last event wraps the reply once more."""
-    inner = _mapping(whole.get("response")) or _mapping(whole.get("message"))
+    inner = mapping_of(whole.get("response")) or mapping_of(whole.get("message"))
     for fields in (whole, inner):
         for name in ("usage", "usageMetadata", "usage_metadata"):
             if isinstance(fields.get(name), Mapping):
-                return _mapping(fields[name])
+                return mapping_of(fields[name])
     return whole
 
 
@@ -49,9 +50,9 @@ def _anthropic(told: Fields) -> Usage:
         num_input_tokens=_sum(_count(told, "input_tokens"), read, write),
         num_cache_read_tokens=read,
         num_cache_write_tokens=write,
-        num_long_cache_write_tokens=_count(_mapping(told.get("cache_creation")), "ephemeral_1h_input_tokens"),
+        num_long_cache_write_tokens=_count(mapping_of(told.get("cache_creation")), "ephemeral_1h_input_tokens"),
         num_output_tokens=_count(told, "output_tokens"),
-        num_reasoning_tokens=_count(_mapping(told.get("output_tokens_details")), "thinking_tokens"),
+        num_reasoning_tokens=_count(mapping_of(told.get("output_tokens_details")), "thinking_tokens"),
     )
 
 
@@ -90,8 +91,8 @@ def _ollama(told: Fields) -> Usage:
 
 def _openai(told: Fields) -> Usage:
     """Chat and Responses, and who speaks likewise: DeepSeek, Moonshot, xAI, Mistral, vLLM."""
-    given = _mapping(told.get("prompt_tokens_details") or told.get("input_tokens_details"))
-    made = _mapping(told.get("completion_tokens_details") or told.get("output_tokens_details"))
+    given = mapping_of(told.get("prompt_tokens_details") or told.get("input_tokens_details"))
+    made = mapping_of(told.get("completion_tokens_details") or told.get("output_tokens_details"))
     read = _first(
         _count(given, "cached_tokens"), _count(told, "prompt_cache_hit_tokens", "cached_tokens", "num_cached_tokens")
     )
@@ -101,7 +102,7 @@ def _openai(told: Fields) -> Usage:
         num_input_tokens=_first(_count(told, "prompt_tokens", "input_tokens"), both),
         num_cache_read_tokens=read,
         num_cache_write_tokens=_count(given, "cache_write_tokens", "cache_creation_input_tokens"),
-        num_long_cache_write_tokens=_count(_mapping(given.get("cache_write_tokens_details")), "ttl_12h_tokens"),
+        num_long_cache_write_tokens=_count(mapping_of(given.get("cache_write_tokens_details")), "ttl_12h_tokens"),
         num_output_tokens=_count(told, "completion_tokens", "output_tokens"),
         num_reasoning_tokens=_count(made, "reasoning_tokens"),
     )
@@ -128,7 +129,7 @@ def _with_headers(usage: Usage, headers: Mapping[str, str]) -> Usage:
 
 def _with_timings(usage: Usage, whole: Fields) -> Usage:
     """llama.cpp's: ``prompt_n`` tokens were computed, ``cache_n`` were not."""
-    timings = _mapping(whole.get("timings"))
+    timings = mapping_of(whole.get("timings"))
     read, computed = _count(timings, "cache_n"), _count(timings, "prompt_n")
     given = read + computed if read is not None and computed is not None else None
     usage = _completed(usage, given, read)
@@ -181,7 +182,3 @@ def _sum(first: int | None, *more: int | None) -> int | None:
 
 def _first(*values: int | None) -> int | None:
     return next((value for value in values if value is not None), None)
-
-
-def _mapping(value: object) -> Fields:
-    return cast("Fields", value) if isinstance(value, Mapping) else {}

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from kvstet.dialects.content import Content, image_part, mark_of, marked, simplest, text_part
 from kvstet.dialects.request import CACHE_MARK, NO_REASONING, Message, Part, Reasoning, Request, Terms, Tool, ToolChoice
-from kvstet.dialects.tools import arguments_of_input, custom_tool, function_tool
+from kvstet.dialects.tools import arguments_of_input, arguments_text, custom_tool, function_tool
 from kvstet.dialects.values import (
     Object,
     boolean,
@@ -18,7 +18,6 @@ from kvstet.dialects.values import (
     objects,
     optional_text,
     text,
-    to_json,
     unread,
 )
 from kvstet.dialects.whole import neutral_call
@@ -186,13 +185,6 @@ class _Reader:
                     self.dropped.append(f"tools.{kind}")
                     continue
             yield marked(read, tool)
-
-
-def arguments_text(arguments: object) -> str:
-    """Of a call, as JSON text: some clients send the object itself."""
-    if isinstance(arguments, str):
-        return arguments
-    return "" if arguments is None else to_json(arguments)
 
 
 def _terms(body: Object) -> Terms:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from kvstet.dialects.chat.reading import arguments_text
 from kvstet.dialects.failures import failure_in, truncated, unreadable
 from kvstet.dialects.reply import (
     ArgumentsDelta,
@@ -29,6 +28,7 @@ from kvstet.dialects.reply import (
     UsageNews,
 )
 from kvstet.dialects.sse import SseEvent
+from kvstet.dialects.tools import arguments_text
 from kvstet.dialects.values import Object, from_json, integer, items, obj, objects, text
 from kvstet.providers.usage import usage_of
 from kvstet.types import Usage

@@ -110,7 +110,7 @@ class ChatWriter:
         return self._chunk({"role": "assistant", "content": ""})
 
     def _ending(self, end: ReplyEnd) -> bytes:
-        last = self._chunk({}, finish_reason=_finish_reason(end))
+        last = self._chunk({}, finish_reason=end.reason)
         usage = chat_usage(self._usage) if self._includes_usage else None
         told = b"" if usage is None else _event({**self._common, "choices": [], "usage": usage})
         return last + told + _DONE
@@ -145,7 +145,7 @@ def write_reply(request: Request, reply: Reply) -> dict[str, Any]:
         message["tool_calls"] = [_call(call, names.get(call.name, call.name), custom) for call in reply.calls]
     elif reply.text == "" and not reply.refusal:
         message["content"] = ""
-    reason = _finish_reason(reply.end or ReplyEnd("stop"))
+    reason = (reply.end or ReplyEnd("stop")).reason
     usage = chat_usage(reply.usage)
     return {
         **_head(reply.model or request.model, "chat.completion"),
@@ -166,10 +166,6 @@ def _call(call: Call, name: str, custom: frozenset[str]) -> dict[str, Any]:
 
 def _custom_call(id: str, name: str, arguments: str) -> dict[str, Any]:
     return {"id": id, "type": "custom", "custom": {"name": name, "input": input_of_arguments(arguments)}}
-
-
-def _finish_reason(end: ReplyEnd) -> str:
-    return "stop" if end.reason == "error" else end.reason
 
 
 def _event(value: dict[str, Any]) -> bytes:

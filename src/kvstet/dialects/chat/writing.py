@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from kvstet.dialects.content import is_all_text, parts_of, plain_text, reference_text, result_parts, simplest, text_part
+from kvstet.dialects.content import (
+    is_all_text,
+    mark_fields,
+    parts_of,
+    plain_text,
+    reference_text,
+    result_parts,
+    simplest,
+    text_part,
+)
 from kvstet.dialects.effort import effort_of
 from kvstet.dialects.names import wire_id, wire_name, wire_user
 from kvstet.dialects.openai_models import fitting_terms, is_openai_model
@@ -77,11 +86,7 @@ def _tool_choice(choice: ToolChoice | None) -> object:
 
 def _tool(tool: Tool) -> dict[str, Any]:
     function = {**tool["function"], "name": wire_name(tool["function"]["name"])}
-    return {"type": "function", "function": function, **_mark(tool)}
-
-
-def _mark(fields: dict[str, Any]) -> dict[str, Any]:
-    return {CACHE_MARK: fields[CACHE_MARK]} if CACHE_MARK in fields else {}
+    return {"type": "function", "function": function, **mark_fields(tool)}
 
 
 class _Writer:

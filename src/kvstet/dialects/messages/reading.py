@@ -23,7 +23,7 @@ from kvstet.dialects.request import (
     Tool,
     ToolChoice,
 )
-from kvstet.dialects.seals import Detail, carried_in, text_of_detail, with_text
+from kvstet.dialects.seals import Detail, carried_in
 from kvstet.dialects.tools import function_tool
 from kvstet.dialects.values import Object, integer, items, number, obj, objects, optional_text, text, unread
 from kvstet.dialects.whole import neutral_call
@@ -193,14 +193,11 @@ class _Said:
     def think(self, block: Object) -> None:
         said = text(block.get("thinking"))
         seal = text(block.get("signature")) or text(block.get("data"))
-        carried = carried_in(seal)
-        if carried is None and seal:
+        carried = carried_in(seal, said)
+        if carried is not None:
+            self._details += carried
+        elif seal:
             self._details.append(_own_detail(block, seal, said))
-        elif carried:
-            self._details += [
-                *carried[:-1],
-                carried[-1] if text_of_detail(carried[-1]) else with_text(carried[-1], said),
-            ]
         if said:
             self._thoughts.append(said)
 

@@ -23,7 +23,7 @@ from kvstet.dialects.reply import (
     UsageNews,
 )
 from kvstet.dialects.request import ANTHROPIC_FORMAT, Request
-from kvstet.dialects.seals import carrier_of, text_of_detail
+from kvstet.dialects.seals import carrier_of
 from kvstet.dialects.sequence import Sequencer
 from kvstet.dialects.usage import messages_usage
 from kvstet.dialects.values import Object, text, to_json
@@ -138,8 +138,7 @@ class _Blocks:
         yield self._delta({"type": "text_delta", "text": said})
 
     def _seal(self, detail: Object) -> Iterator[Event]:
-        is_redacted = detail.get("type") == "reasoning.encrypted" and detail.get("format") == ANTHROPIC_FORMAT
-        if self._open == "thinking" and not is_redacted:
+        if self._open == "thinking" and not _is_redacted(detail):
             yield self._delta({"type": "signature_delta", "signature": _signature(detail)})
             yield from self._stop()
         elif text(detail.get("signature")) and detail.get("format") == ANTHROPIC_FORMAT:
@@ -181,21 +180,13 @@ def write_reply(request: Request, reply: Reply) -> dict[str, Any]:
 
 
 def _thinking(reply: Reply) -> Iterator[dict[str, Any]]:
-    """Each seal with its text; what is behind the last one is unsealed."""
-    rest = reply.reasoning
-    for detail in reply.details:
-        said = text_of_detail(detail)
-        rest = rest.removeprefix(said)
-        is_redacted = detail.get("type") == "reasoning.encrypted" and (
-            not said or detail.get("format") == ANTHROPIC_FORMAT
-        )
-        yield (
-            _redacted(detail)
-            if is_redacted
-            else {"type": "thinking", "thinking": said, "signature": _signature(detail)}
-        )
-    if rest:
-        yield {"type": "thinking", "thinking": rest, "signature": carrier_of([])}
+    for said, detail in reply.thoughts():
+        if detail is None:
+            yield {"type": "thinking", "thinking": said, "signature": carrier_of([])}
+        elif _is_redacted(detail) or (not said and detail.get("type") == "reasoning.encrypted"):
+            yield _redacted(detail)
+        else:
+            yield {"type": "thinking", "thinking": said, "signature": _signature(detail)}
 
 
 def _head(model: str) -> dict[str, Any]:
@@ -216,6 +207,11 @@ def _signature(detail: Object) -> str:
     if detail.get("format") == ANTHROPIC_FORMAT and detail.get("signature"):
         return text(detail.get("signature"))
     return carrier_of([{key: value for key, value in detail.items() if key not in ("text", "summary")}])
+
+
+def _is_redacted(detail: Object) -> bool:
+    """By Anthropic itself."""
+    return detail.get("type") == "reasoning.encrypted" and detail.get("format") == ANTHROPIC_FORMAT
 
 
 def _redacted(detail: Object) -> dict[str, Any]:

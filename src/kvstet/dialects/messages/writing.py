@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kvstet.dialects.content import parts_of, plain_text
+from kvstet.dialects.content import mark_fields, parts_of, plain_text, unsealed
 from kvstet.dialects.effort import budget_of, effort_of
 from kvstet.dialects.messages.blocks import Block, input_of, write_part
 from kvstet.dialects.messages.models import ModelRules, rules_of
@@ -142,7 +142,7 @@ class _Writer:
                 "id": wire_id(text(call.get("id"))),
                 "name": wire_name(text(function.get("name"))),
             }
-            yield {**block, "input": input_of(text(function.get("arguments"))), **_mark(call)}
+            yield {**block, "input": input_of(text(function.get("arguments"))), **mark_fields(call)}
 
     def _thinking(self, message: Message) -> Iterator[Block]:
         own = [
@@ -151,12 +151,10 @@ class _Writer:
         blocks = [block for detail in own if (block := _thinking_block(detail)) is not None]
         yield from blocks
         reasoning = text(message.get("reasoning_content"))
-        if blocks or not reasoning:
-            return
-        if self._rules.is_claude:
-            self.dropped.append("messages.reasoning_content")
-        else:
+        if reasoning and not blocks and not self._rules.is_claude:
             yield {"type": "thinking", "thinking": reasoning, "signature": ""}
+        elif not blocks:
+            self.dropped += unsealed(message)
 
     def blocks(self, content: object) -> list[Block]:
         return [*self._blocks(parts_of(content))]
@@ -165,7 +163,7 @@ class _Writer:
         for part in parts:
             block = write_part(part)
             if block is not None:
-                yield {**block, **_mark(part)}
+                yield {**block, **mark_fields(part)}
             elif part["type"] != "text":
                 self.dropped.append(f"messages.content.{part['type']}")
 
@@ -180,17 +178,13 @@ class _Writer:
             "input_schema": {"type": "object", **obj(function.get("parameters"))},
             **({"strict": True} if is_strict and self._rules.takes_schemas else {}),
             **({"defer_loading": True} if tool.get("defer_loading") else {}),
-            **_mark(tool),
+            **mark_fields(tool),
         }
 
 
 def _reminder(said: str) -> str:
     """As Claude Code marks what is not the user's own."""
     return f"<system-reminder>\n{said}\n</system-reminder>"
-
-
-def _mark(fields: Object) -> dict[str, Any]:
-    return {CACHE_MARK: fields[CACHE_MARK]} if CACHE_MARK in fields else {}
 
 
 def _thinking_block(detail: Object) -> Block | None:

@@ -9,11 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from kvstet.dialects.chat.reading import arguments_text
 from kvstet.dialects.content import Content, image_part, marked, simplest, text_part
 from kvstet.dialects.request import OPENAI_FORMAT, Message, Part, Reasoning, Request, Terms, Tool, ToolChoice
-from kvstet.dialects.seals import Detail, carried_in, text_of_detail, with_text
-from kvstet.dialects.tools import ToolName, arguments_of_input, custom_tool, function_tool, namespaced_tool
+from kvstet.dialects.seals import Detail, carried_in, with_text
+from kvstet.dialects.tools import (
+    ToolName,
+    arguments_of_input,
+    arguments_text,
+    custom_tool,
+    function_tool,
+    namespaced_tool,
+)
 from kvstet.dialects.values import (
     Object,
     boolean,
@@ -228,13 +234,11 @@ def _details(item: Object, said: str) -> list[Detail]:
     seal = text(item.get("encrypted_content"))
     if not seal:
         return []
-    carried = carried_in(seal)
-    if carried is None:
-        own: Detail = {"type": "reasoning.encrypted", "data": seal, "id": text(item.get("id")), "format": OPENAI_FORMAT}
-        return [with_text(own, said)]
-    if carried and not text_of_detail(carried[-1]):
-        carried[-1] = with_text(carried[-1], said)
-    return carried
+    carried = carried_in(seal, said)
+    if carried is not None:
+        return carried
+    own: Detail = {"type": "reasoning.encrypted", "data": seal, "id": text(item.get("id")), "format": OPENAI_FORMAT}
+    return [with_text(own, said)]
 
 
 def _terms(body: Object) -> Terms:

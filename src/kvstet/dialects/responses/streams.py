@@ -28,7 +28,6 @@ from kvstet.dialects.reply import (
 )
 from kvstet.dialects.request import Request
 from kvstet.dialects.responses.items import Event, GrowingItem, Item, MessageItem, ReasoningItem, Status, call_item
-from kvstet.dialects.seals import text_of_detail
 from kvstet.dialects.sequence import Sequencer
 from kvstet.dialects.tools import ToolName, tool_names
 from kvstet.dialects.usage import responses_usage
@@ -175,13 +174,11 @@ def write_reply(request: Request, reply: Reply) -> Body:
 
 def _deltas(reply: Reply) -> Iterator[Delta]:
     """The reply as it could have come: each seal behind its text."""
-    rest = reply.reasoning
-    for detail in reply.details:
-        if said := text_of_detail(detail):
-            rest = rest.removeprefix(said)
+    for said, detail in reply.thoughts():
+        if said:
             yield ReasoningDelta(said)
-        yield ReasoningSeal({key: value for key, value in detail.items() if key not in ("text", "summary")})
-    yield from (ReasoningDelta(said) for said in (rest,) if said)
+        if detail is not None:
+            yield ReasoningSeal({key: value for key, value in detail.items() if key not in ("text", "summary")})
     yield from (TextDelta(said) for said in (reply.text,) if said)
     yield from (RefusalDelta(said) for said in (reply.refusal,) if said)
     for index, call in enumerate(reply.calls):

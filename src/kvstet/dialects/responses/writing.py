@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from kvstet.dialects.content import is_all_text, parts_of, reference_text, result_parts
+from kvstet.dialects.content import is_all_text, parts_of, reference_text, result_parts, unsealed
 from kvstet.dialects.effort import effort_of
 from kvstet.dialects.names import wire_id, wire_name, wire_user
 from kvstet.dialects.openai_models import fitting_terms, is_openai_model, reasons
@@ -104,12 +104,10 @@ class _Writer:
         for detail in sealed:
             yield _reasoning(text(detail.get("summary")), text(detail.get("id")), text(detail.get("data")))
         reasoning = text(message.get("reasoning_content"))
-        if sealed or not reasoning:
-            return
-        if self._refuses_unsealed:
-            self.dropped.append("messages.reasoning_content")
-        else:
+        if reasoning and not sealed and not self._refuses_unsealed:
             yield _reasoning(reasoning)
+        elif not sealed:
+            self.dropped += unsealed(message)
 
     def _call(self, call: Object) -> Item:
         function, id = obj(call.get("function")), wire_id(text(call.get("id")))
