@@ -18,6 +18,7 @@ from openai import AsyncOpenAI, OpenAI
 from kvstet.api import create_app
 from kvstet.api.models import OneModel
 from kvstet.api.ports import Models, Served
+from kvstet.api.recording import recording
 from kvstet.api.server import Server, listen, url_of
 from kvstet.chat.fake import ByteTokenizer
 from kvstet.chat.renderer import Renderer
@@ -201,8 +202,9 @@ def served_by(engine: ScriptedEngine, **names: Any) -> Served:
 @contextmanager
 def running_models(models: Models, **options: Any) -> Generator[str, None, None]:
     """A server of these models; yields its URL."""
+    recorder = options.pop("recorder", None)
     settings = ServerOptions(port=0, **options)
-    app = create_app(models, settings)
+    app = recording(create_app(models, settings), recorder)
     server = Server(app, models, drain_seconds=0.1)
     listener = listen(settings)
     # Small buffers on both sides, so that a client that does not read soon blocks the server.

@@ -127,7 +127,7 @@ class PlayedEngine:
 
     async def generate(self, request: Generate) -> AsyncGenerator[Event, None]:
         self.requests.append(request)
-        self.engine.submit(replace(request, forced=self.next_reply))
+        self.engine.submit(replace(request, forced=self.next_reply or request.forced))
         while not self.engine.is_idle:
             for event in self.engine.step():
                 if isinstance(event, Failed):

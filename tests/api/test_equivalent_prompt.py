@@ -15,7 +15,7 @@ from kvstet.chat.deltas import ParsedCall, ParsedReply
 from kvstet.chat.fake import ByteTokenizer
 from kvstet.chat.ledger import Ledger
 from kvstet.chat.renderer import Renderer
-from kvstet.context.equivalent import Equivalence
+from kvstet.context.equivalent.equivalence import Equivalence
 from kvstet.types import Prompt
 
 TOKENIZER = ByteTokenizer(eos="<|im_end|>")

@@ -17,7 +17,7 @@ from kvstet.chat.builtin import builtin_template
 from kvstet.chat.ledger import Ledger
 from kvstet.chat.renderer import Renderer
 from kvstet.config import ApiKey
-from kvstet.context.catalogue import SENTENCES
+from kvstet.context.equivalent.catalogue import SENTENCES
 from kvstet.llama.model import Model
 
 FIX, THANKS = user("Fix it."), user("Thanks.")

@@ -52,6 +52,17 @@ def test_anthropic_tools_tell_the_dialect_too(site: Site):
     assert told["dialect"] == "messages"
 
 
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_the_tokens_are_told_where_they_are_asked_for(dialect: str, site: Site):
+    body = DIALECTS[dialect] | {"kvstet_reply": {"tokens": [72, 105]}}
+    told = plan(site, body, "?tokens=true")
+    assert len(told["tokens"]) == told["plans"]["exact"]["prompt_tokens"]
+    assert b"Hello!" in bytes(token for token in told["tokens"] if token < 256)
+    assert told["reply_tokens"] == [72, 105]
+    assert plan(site, DIALECTS[dialect], "?tokens=true")["reply_tokens"] == []
+    assert "tokens" not in plan(site, body)
+
+
 def test_the_dialect_can_be_named(site: Site):
     body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5}
     assert plan(site, body, "?dialect=messages")["dialect"] == "messages"

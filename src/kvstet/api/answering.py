@@ -42,8 +42,9 @@ async def answer(
     if served.foresight is not None and visit is not None and visit.place.before is not None:
         served.foresight.learn(visit.place.before, visit.snapshot)
     generation = job.start(
-        served, on_first_token=lambda: services.metrics.observe_first_token(exchange.seconds), visit=visit
+        served, on_first_token=lambda: services.metrics.observe_first_token(exchange.note_first_token()), visit=visit
     )
+    exchange.reply(served.names[0], generation)
     if job.terms.is_streamed:
         return EventStream(
             stream(generation),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kvstet.api.wishes import Wishes
-from kvstet.context.equivalent import DROPPED, Equivalence
+from kvstet.context.equivalent.equivalence import DROPPED, Equivalence
 from kvstet.errors import RequestError
 from kvstet.types import Prompt, Substitution
 

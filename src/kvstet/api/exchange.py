@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kvstet.api.envelopes import ErrorAnswer
 from kvstet.api.errors import ClientGone, answer_for, is_unforeseen
+from kvstet.api.generation import Generation
 from kvstet.api.metrics import Metrics, Outcome
 from kvstet.errors import KvstetError
 
@@ -28,6 +29,11 @@ class Exchange:
         self.started_at = time.perf_counter()
         self.status: int | None = None
         """Set once the response has begun."""
+        self.model: str | None = None
+        """The name of the model that replies, where one does."""
+        self.generation: Generation | None = None
+        """Its reply, as it grows."""
+        self.first_token_seconds: float | None = None
         self._outcome: Outcome | None = None
 
     def __repr__(self) -> str:
@@ -52,6 +58,15 @@ class Exchange:
             frames = "".join(traceback.format_tb(error.__traceback__))
             logger.error("request %s failed: %s\n%s", self.id, reason, frames)
         return answer
+
+    def reply(self, model: str, generation: Generation) -> None:
+        """A model is about to reply."""
+        self.model, self.generation = model, generation
+
+    def note_first_token(self) -> float:
+        """The seconds until now."""
+        self.first_token_seconds = self.seconds
+        return self.first_token_seconds
 
     def hang_up(self) -> None:
         self._outcome = "disconnected"

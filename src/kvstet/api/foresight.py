@@ -17,6 +17,7 @@ from typing import Any
 
 from kvstet.cache.tree import num_equal
 from kvstet.chat.deltas import ParsedReply
+from kvstet.chat.saying import call_id, message_of_reply
 from kvstet.edits.habits import Habits
 from kvstet.edits.snapshot import Snapshot
 from kvstet.engine.messages import Anticipate
@@ -95,19 +96,8 @@ def foreseen(render: Render, messages: Sequence[Message], reply: ParsedReply) ->
 
 def _message_of(reply: ParsedReply, messages: Sequence[Message]) -> Message:
     """The reply as the client will send it back."""
-    message: Message = {"role": "assistant", "content": reply.text}
-    if reply.reasoning and not _drops_reasoning(messages):
-        message["reasoning_content"] = reply.reasoning
-    if reply.calls:
-        message["tool_calls"] = [
-            {
-                "id": _call_id(index),
-                "type": "function",
-                "function": {"name": call.name, "arguments": call.arguments},
-            }
-            for index, call in enumerate(reply.calls)
-        ]
-    return message
+    dropped = replace(reply, reasoning="") if _drops_reasoning(messages) else reply
+    return message_of_reply(dropped)
 
 
 def _drops_reasoning(messages: Sequence[Message]) -> bool:
@@ -119,12 +109,7 @@ def _drops_reasoning(messages: Sequence[Message]) -> bool:
 def _news(reply: ParsedReply, text: str) -> list[Message]:
     if not reply.calls:
         return [{"role": "user", "content": text}]
-    return [{"role": "tool", "tool_call_id": _call_id(index), "content": text} for index in range(len(reply.calls))]
-
-
-def _call_id(index: int) -> str:
-    # Nine letters and digits: some templates refuse all others.
-    return f"call{index:05}"
+    return [{"role": "tool", "tool_call_id": call_id(index), "content": text} for index in range(len(reply.calls))]
 
 
 def _common(one: Prompt, other: Prompt) -> Prompt:

@@ -73,7 +73,7 @@ class Reply:
         self._parser = new_parser()
         self._on_ends = on_ends
         self._deltas: list[Delta] = []
-        """Kept for ``on_ends``."""
+        """All of them."""
         self._is_anew = False
         self._started: Started | None = None
         self._finished: Finished | None = None
@@ -113,12 +113,16 @@ class Reply:
         deltas = self._parser.feed(news.text) if news.text else []
         if self.end is not None:
             deltas += self._parser.flush()
-        if self._on_ends:
-            self._deltas += deltas
-            if self._finished is not None:
-                self._note_end(has_ended=self._finished.reason == "stop")
+        self._deltas += deltas
+        if self._on_ends and self._finished is not None:
+            self._note_end(has_ended=self._finished.reason == "stop")
         is_anew, self._is_anew = self._is_anew, False
         return Piece(self._choice, tuple(deltas), news.tokens, self.end, self._text.stop_string, is_anew)
+
+    @property
+    def said(self) -> ParsedReply:
+        """What was taken so far."""
+        return message_of(self._deltas)
 
     @property
     def account(self) -> Account:
@@ -190,6 +194,11 @@ class Generation:
     def tokens(self) -> list[list[int]]:
         """What each choice generated so far."""
         return [reply.tokens for reply in self._replies]
+
+    @property
+    def said(self) -> list[ParsedReply]:
+        """What each choice has said so far."""
+        return [reply.said for reply in self._replies]
 
     async def pieces(self) -> AsyncGenerator[list[Piece], None]:
         """New text, as soon as it is certain: a list holds at most one piece of each choice.

@@ -10,6 +10,7 @@ from typing import Any
 
 from kvstet.api.decoding import TextStream
 from kvstet.api.equivalent import Room, equivalent_prompt
+from kvstet.api.forcing import FIELD, forced_text, given_tokens
 from kvstet.api.generation import Generation, OnEnd
 from kvstet.api.ports import Message, Renderer, ReplyParser, Served
 from kvstet.api.sessions import Visit
@@ -17,11 +18,11 @@ from kvstet.api.wishes import EXACTLY, Wishes
 from kvstet.chat.deltas import ParsedReply
 from kvstet.chat.plain import PlainParser
 from kvstet.chat.reply.grammar import ANY_CALL, CallDemand
-from kvstet.context.equivalent import Equivalence
+from kvstet.context.equivalent.equivalence import Equivalence
 from kvstet.edits.snapshot import Snapshot, snapshot_of
 from kvstet.engine.messages import Generate
-from kvstet.errors import ContextOverflow, GrammarError, InvalidRequest, TemplateError
-from kvstet.types import DEFAULT_SAMPLING, Fidelity, Prompt, RequestId, Sampling
+from kvstet.errors import ContextOverflow, GrammarError, InvalidRequest, RequestError, TemplateError
+from kvstet.types import DEFAULT_SAMPLING, GREEDY, Fidelity, Prompt, RequestId, Sampling, Tokenizer
 
 logger = logging.getLogger("kvstet.api")
 
@@ -102,12 +103,15 @@ def chat_job(served: Served, id: str, conversation: Conversation, terms: Terms, 
     sent = snapshot_of(conversation.messages, conversation.tools, model=served.names[0], settings=variables)
     prompt = _prompt_of(served, conversation, terms, served.equivalence)
     tools = [*conversation.tools, *conversation.deferred_tools] if conversation.calls_tools else []
-    terms = _held_to_tools(served, prompt, tools, conversation.demand, terms)
+    forced = _forced(served, conversation, prompt, tools, terms)
+    if not forced:
+        terms = _held_to_tools(served, prompt, tools, conversation.demand, terms)
     job = _make_job(
         served,
         id,
         [prompt],
         terms,
+        forced,
         prompt_field=prompt_field,
         new_text=partial(TextStream, served.tokenizer, terms.stops, served.renderer.shown_tokens),
         new_parser=partial(served.renderer.parser, prompt, tools),
@@ -135,6 +139,29 @@ def _prompt_of(served: Served, conversation: Conversation, terms: Terms, equival
     )
 
 
+def _forced(
+    served: Served, conversation: Conversation, prompt: Prompt, tools: list[dict[str, Any]], terms: Terms
+) -> tuple[int, ...]:
+    """The reply that the request brings along, token by token. Raises InvalidRequest."""
+    reply = terms.wishes.reply
+    if reply is None:
+        return ()
+    if reply.tokens is not None:
+        return given_tokens(reply.tokens, served.tokenizer)
+    try:
+        tokens = served.renderer.reply_tokens(
+            prompt,
+            conversation.messages,
+            reply.parsed,
+            tools=conversation.tools,
+            callable_tools=tools,
+            extra=conversation.variables,
+        )
+    except RequestError as error:
+        raise InvalidRequest(f"{FIELD}: {error}", param=FIELD) from error
+    return tuple(tokens.tolist())
+
+
 def _on_end(served: Served, conversation: Conversation, sent: Snapshot, prompt: Prompt, terms: Terms) -> OnEnd:
     def render_next(messages: list[Message]) -> Prompt:
         following = replace(conversation, messages=messages, adds_generation_prompt=True)
@@ -152,7 +179,11 @@ def _on_end(served: Served, conversation: Conversation, sent: Snapshot, prompt: 
 def text_job(served: Served, id: str, prompts: Sequence[Prompt], terms: Terms, *, prompt_field: str) -> Job:
     """A reply to bare text is text."""
     new_text = partial(TextStream, served.tokenizer, terms.stops)
-    return _make_job(served, id, prompts, terms, prompt_field=prompt_field, new_text=new_text, new_parser=PlainParser)
+    reply = terms.wishes.reply
+    forced = () if reply is None else forced_text(reply, served.tokenizer)
+    return _make_job(
+        served, id, prompts, terms, forced, prompt_field=prompt_field, new_text=new_text, new_parser=PlainParser
+    )
 
 
 def render(renderer: Renderer, conversation: Conversation, *, reasoning_of: str | None = None) -> Prompt:
@@ -199,23 +230,28 @@ def _make_job(
     id: str,
     prompts: Sequence[Prompt],
     terms: Terms,
+    forced: tuple[int, ...],
     *,
     prompt_field: str,
     new_text: Callable[[], TextStream],
     new_parser: Callable[[], ReplyParser],
 ) -> Job:
     # One token more, unless no reply is asked for. The engine says the same, but knows no field to name.
-    num_reply_tokens = int(terms.max_new_tokens != 0)
+    num_reply_tokens = len(forced) or 1
+    if terms.max_new_tokens is not None:
+        num_reply_tokens = min(num_reply_tokens, terms.max_new_tokens)
     for prompt in prompts:
         _check_length(prompt, num_reply_tokens, served.engine.info.context_length, prompt_field)
     if terms.num_choices * len(prompts) > _MAX_CHOICES:
         raise InvalidRequest(f"One request may ask for at most {_MAX_CHOICES} choices in all.", param="n")
+    if forced:
+        terms = _ended_behind(forced, terms, served.tokenizer)
     repeated = [(prompt, choice) for prompt in prompts for choice in range(terms.num_choices)]
-    requests = (_request(f"{id}:{number}", *pair, terms) for number, pair in enumerate(repeated))
+    requests = (_request(f"{id}:{number}", *pair, terms, forced) for number, pair in enumerate(repeated))
     return Job(id, terms, tuple(prompts), tuple(requests), new_text, new_parser)
 
 
-def _request(id: str, prompt: Prompt, choice: int, terms: Terms) -> Generate:
+def _request(id: str, prompt: Prompt, choice: int, terms: Terms, forced: tuple[int, ...]) -> Generate:
     return Generate(
         RequestId(id),
         prompt.tokens,
@@ -229,7 +265,16 @@ def _request(id: str, prompt: Prompt, choice: int, terms: Terms) -> Generate:
         is_streamed=terms.is_streamed,
         # A tail that is moved has read what was taken out.
         fidelity="exact" if terms.wishes.redacts else terms.fidelity,
+        forced=forced,
     )
+
+
+def _ended_behind(forced: tuple[int, ...], terms: Terms, tokenizer: Tokenizer) -> Terms:
+    """The reply is what is forced and no more; nothing is drawn."""
+    limit = terms.max_new_tokens
+    if forced[-1] not in tokenizer.end_tokens:
+        limit = len(forced) if limit is None else min(limit, len(forced))
+    return replace(terms, sampling=GREEDY, max_new_tokens=limit, ignores_eos=False)
 
 
 def _with_seed_of_choice(sampling: Sampling, choice: int) -> Sampling:

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from kvstet.api.body import decode, in_worker, read_body
+from kvstet.api.forcing import ForcedReply
 from kvstet.api.hangup import until_hangup
 from kvstet.api.ports import ModelStatus, Served, Services
 from kvstet.api.sessions import Sender
@@ -26,6 +27,7 @@ class Named(Sender):
     """What is read of a body before it is known who understands it."""
 
     model: str | None = None
+    kvstet_reply: ForcedReply | None = None
 
 
 class ModelEndpoint:
@@ -44,7 +46,7 @@ class ModelEndpoint:
         named = await in_worker(len(body), partial(decode, body, Named))
         request.state.sender = named
         key = cast("ApiKey | None", getattr(request.state, "api_key", None))
-        request.state.wishes = read_wishes(request.headers, key, self._services.options)
+        request.state.wishes = read_wishes(request.headers, key, self._services.options, named.kvstet_reply)
         async with AsyncExitStack() as stack:
             # It may have to be loaded first.
             using = stack.enter_async_context(self._services.models.use(named.model))

@@ -74,6 +74,12 @@ class Planned:
         }
 
     @property
+    def tokens(self) -> dict[str, Any]:
+        """Of the first prompt, and of the reply to it that the request brings along."""
+        first = self.job.requests[0]
+        return {"tokens": first.tokens.tolist(), "reply_tokens": list(first.forced)}
+
+    @property
     def lead(self) -> Appraised:
         """Of the first prompt."""
         return self.appraisals[0]
@@ -105,6 +111,7 @@ class Planning:
                 jobs[at.substitutes] = understood.job
             plans[fidelity] = await _planned(jobs[at.substitutes], served, served_at)
         told = self._verdict(request, plans[wishes.fidelity])
+        asks_tokens = request.query_params.get("tokens") == "true"
         return json_response(
             {
                 "object": "kvstet.plan",
@@ -114,6 +121,7 @@ class Planning:
                 "plans": {fidelity: planned.as_json for fidelity, planned in plans.items()},
                 "verdict": told.sentence,
                 "edits": [edit_as_json(edit) for edit in told.edits],
+                **(plans[wishes.fidelity].tokens if asks_tokens else {}),
             }
         )
 

@@ -13,10 +13,10 @@ from kvstet.api.sessions import Sessions
 from kvstet.chat.deltas import Delta, ParsedReply
 from kvstet.chat.reply.grammar import CallDemand, CallGrammar, SchemaRules
 from kvstet.config import ServerOptions
-from kvstet.context.equivalent import Equivalence
+from kvstet.context.equivalent.equivalence import Equivalence
 from kvstet.engine.client import EngineClient
 from kvstet.engine.messages import ModelInfo
-from kvstet.types import Prompt, Tokenizer
+from kvstet.types import Prompt, Tokenizer, Tokens
 
 Message = dict[str, Any]
 """One message of a request, as the client sent it."""
@@ -73,6 +73,20 @@ class Renderer(Protocol):
 
     def remember(self, prompt: Prompt, tokens: Sequence[int], reply: ParsedReply, *, has_ended: bool) -> None:
         """A reply is complete; ``has_ended``: its last token is the one that ended it. Never raises."""
+        ...
+
+    def reply_tokens(
+        self,
+        prompt: Prompt,
+        messages: list[Message],
+        reply: ParsedReply,
+        *,
+        tools: list[dict[str, Any]] | None,
+        callable_tools: Sequence[dict[str, Any]],
+        extra: Mapping[str, Any],
+    ) -> Tokens:
+        """What the model generates to say this behind the prompt of these messages. Raises InvalidRequest where it has
+        no way to."""
         ...
 
     def call_grammar(

@@ -35,7 +35,7 @@ logger = logging.getLogger(VERDICTS)
 MAX_RECORDS = 1000
 
 _DEFAULT_LIMIT = 20
-_SESSION_HEADERS = ("x-claude-code-session-id", "x-session-id", "session-id", "session_id")
+_SESSION_HEADERS = ("x-claude-code-session-id", "x-session-id", "session-id", "session_id", "x-session-affinity")
 
 
 class Sender(Struct):
@@ -166,7 +166,7 @@ class Sessions:
 
     async def list(self, request: Request) -> Response:
         """The latest conversations of the key that asks, the newest first."""
-        limit, key = _limit(request), getattr(request.state, "api_key", None)
+        limit, key = limit_of(request, _DEFAULT_LIMIT), getattr(request.state, "api_key", None)
         owner = key.name if isinstance(key, ApiKey) else ""
         grouped: dict[int, list[Record]] = {}
         for record in (record for record in reversed(self._records) if record.owner == owner):
@@ -248,8 +248,10 @@ def _conversation(records: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def _limit(request: Request) -> int:
-    text = request.query_params.get("limit", str(_DEFAULT_LIMIT))
-    if not text.isdecimal() or not 1 <= int(text) <= MAX_RECORDS:
+def limit_of(request: Request, default: int) -> int:
+    """How many entries of a list are asked for. Raises InvalidRequest."""
+    text = request.query_params.get("limit", str(default))
+    # Python refuses to read thousands of digits.
+    if not text.isdecimal() or len(text) > len(str(MAX_RECORDS)) or not 1 <= int(text) <= MAX_RECORDS:
         raise InvalidRequest(f"limit is a number from 1 to {MAX_RECORDS}.", param="limit")
     return int(text)

@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from kvstet.api.envelopes import json_response
 from kvstet.api.ports import Services
-from kvstet.context.catalogue import SENTENCES
+from kvstet.context.equivalent.catalogue import SENTENCES
 
 
 class Substitutions:

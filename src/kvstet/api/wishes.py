@@ -1,4 +1,5 @@
-"""How faithfully a request wants to be read: said by itself, or by its API key, or by the server."""
+"""What a request wishes that no dialect has words for: how faithfully it is read, said by itself, by its API key or by
+the server; and what the reply shall be."""
 
 from __future__ import annotations
 
@@ -8,8 +9,9 @@ from typing import cast, get_args
 
 from starlette.requests import Request
 
+from kvstet.api.forcing import ForcedReply
 from kvstet.config import ApiKey, ServerOptions
-from kvstet.context.catalogue import NAMES, names_of
+from kvstet.context.equivalent.catalogue import NAMES, names_of
 from kvstet.errors import InvalidRequest
 from kvstet.types import Fidelity, SubstitutionName
 
@@ -22,7 +24,7 @@ _EDITS = ("redact",)
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What may be done to a request's conversation."""
+    """What may be done to a request's conversation, and what is to be said to it."""
 
     fidelity: Fidelity = "exact"
     names: frozenset[SubstitutionName] = NAMES
@@ -31,6 +33,8 @@ class Wishes:
     """What was taken out of the conversation is a secret: nothing is put back, and what could be is forgotten."""
     owner: str = ""
     """Name of the API key."""
+    reply: ForcedReply | None = None
+    """None: the model's own."""
 
     @property
     def substitutes(self) -> bool:
@@ -41,7 +45,9 @@ EXACTLY = Wishes()
 """What nobody has said anything of."""
 
 
-def read_wishes(headers: Mapping[str, str], key: ApiKey | None, options: ServerOptions) -> Wishes:
+def read_wishes(
+    headers: Mapping[str, str], key: ApiKey | None, options: ServerOptions, reply: ForcedReply | None = None
+) -> Wishes:
     """The request's own word is the last. InvalidRequest names a header that says something unknown."""
     said = _one_of(get_args(Fidelity), headers.get(FIDELITY_HEADER), FIDELITY_HEADER)
     fidelity = said or (key and key.fidelity) or options.fidelity
@@ -51,6 +57,7 @@ def read_wishes(headers: Mapping[str, str], key: ApiKey | None, options: ServerO
         NAMES - kept,
         _one_of(_EDITS, headers.get(EDIT_HEADER), EDIT_HEADER) is not None,
         key.name if key else "",
+        reply,
     )
 
 

@@ -1,0 +1,1 @@
+"""Recorded sessions as JSON lines: written, read, imported from clients' own files, redacted."""

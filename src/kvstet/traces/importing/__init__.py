@@ -1,0 +1,1 @@
+"""Session files of coding-agent clients, and logs of others, as traces."""
