@@ -15,16 +15,18 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from tests.api.harness import eventually
 
+from kvstet.api.recording import recording
 from kvstet.api.server import listen, url_of
 from kvstet.config import ServerOptions
 from kvstet.gateway.app import Gateway
-from kvstet.gateway.billing import Billing
 from kvstet.gateway.building import GatewayOptions, build
-from kvstet.gateway.observer import Observer
-from kvstet.gateway.preparing import Models
+from kvstet.gateway.changing.preparer import Models
+from kvstet.gateway.observing.billing import Billing
+from kvstet.gateway.observing.observer import Observer
 from kvstet.gateway.server import GatewayServer
 from kvstet.gateway.upstream import Upstream
 from kvstet.providers.provider import provider_at
+from kvstet.traces.recorder import Recorder as TraceRecorder
 
 Fields = list[tuple[bytes, bytes]]
 
@@ -160,13 +162,18 @@ def received(connection: socket.socket) -> bytes:
 
 @contextmanager
 def built_gateway(
-    url: str, *, models: Mapping[str, str] | None = None, serving: Mapping[str, Any] | None = None, **options: Any
+    url: str,
+    *,
+    models: Mapping[str, str] | None = None,
+    serving: Mapping[str, Any] | None = None,
+    recorder: TraceRecorder | None = None,
+    **options: Any,
 ) -> Iterator[Gate]:
     """As `kvstet gateway` makes it, without a ledger unless it is asked for."""
     wanted = GatewayOptions(upstream=url, models=Models(names=models or {}), **{"keeps_ledger": False, **options})
     settings = ServerOptions(port=0, **(serving or {}))
     gateway = build(wanted, settings)
-    server = GatewayServer(gateway.app, gateway, 0.1)
+    server = GatewayServer(recording(gateway.app, recorder), gateway, 0.1)
     with _running(server, listen(settings), gateway) as at:
         yield Gate(at, gateway, gateway.observer, server)
 

@@ -16,10 +16,12 @@ from tests.gateway.scripted import vendor
 from typer.testing import CliRunner
 
 from kvstet.cli.main import app
+from kvstet.config import ServerOptions
 from kvstet.errors import InvalidRequest, UnknownProvider
-from kvstet.gateway.building import GatewayOptions, provider_of, upstream_of
-from kvstet.gateway.changes import CHANGES
-from kvstet.gateway.preparing import Models
+from kvstet.gateway.building import GatewayOptions, build, provider_of, upstream_of
+from kvstet.gateway.changing.changes import CHANGES
+from kvstet.gateway.changing.preparer import Models
+from kvstet.gateway.headers import Credential
 from kvstet.gateway.upstream import Upstream
 from kvstet.providers.provider import provider_named, providers
 
@@ -67,16 +69,56 @@ def test_every_provider_of_the_table_can_be_an_upstream(name: str):
 
 def test_the_key_goes_where_the_provider_wants_it():
     options = GatewayOptions(upstream="anthropic", key="sk")
-    credential = upstream_of(options, provider_of(options)).credential
-    assert credential is not None
-    assert (credential.name, credential.value) == (b"x-api-key", b"sk")
+    assert upstream_of(options, provider_of(options)).credential("chat") == Credential(b"x-api-key", b"sk")
     options = GatewayOptions(upstream="openai", key="sk")
-    credential = upstream_of(options, provider_of(options)).credential
-    assert credential is not None
-    assert (credential.name, credential.value) == (b"authorization", b"Bearer sk")
+    assert upstream_of(options, provider_of(options)).credential("chat") == Credential(b"authorization", b"Bearer sk")
 
 
-@pytest.mark.parametrize("url", ["ftp://x", "http://", "http://user:secret@host/v1", "http://host/v1?key=secret"])
+@pytest.mark.parametrize("upstream", ["http://h:1", "vllm"])
+def test_where_nobody_says_where_the_key_goes_it_goes_where_the_dialects_sdk_puts_it(upstream: str):
+    options = GatewayOptions(upstream=upstream, key="sk")
+    built = upstream_of(options, provider_of(options))
+    assert built.credential("messages") == Credential(b"x-api-key", b"sk")
+    for name in ("chat", "responses", None):
+        assert built.credential(name) == Credential(b"authorization", b"Bearer sk")
+
+
+def test_paths_of_no_dialect_lie_where_openais_do():
+    """Where a provider speaks Anthropic's dialect, too, that has a place of its own, in which there is nothing else."""
+    options = GatewayOptions(upstream="zai")
+    place = upstream_of(options, provider_of(options)).place(None, b"/v1/models", b"")
+    assert (str(place.server), place.target) == ("https://api.z.ai/", b"/api/paas/v4/models")
+
+
+def test_a_proxy_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ALL_PROXY", "socks5://user:secret@h:1")
+    monkeypatch.setenv("all_proxy", "socks5://user:secret@h:1")
+    for name in ("HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(InvalidRequest, match="ALL_PROXY") as caught:
+        build(GatewayOptions(upstream="openai", keeps_ledger=False), ServerOptions())
+    assert "secret" not in str(caught.value)
+
+
+def test_a_host_may_be_written_in_capitals():
+    options = GatewayOptions(upstream="http://MYHOST:8000/v1")
+    assert upstream_of(options, provider_of(options)).bases["chat"] == "http://MYHOST:8000/v1"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://x",
+        "ftp://user:secret@host",
+        "http://",
+        "http://[::1",
+        "http://h:99999",
+        "http://h:port",
+        "http://h\x01",
+        "http://user:secret@host/v1",
+        "http://host/v1?key=secret",
+    ],
+)
 def test_an_address_that_is_none_is_refused(url: str):
     with pytest.raises(InvalidRequest) as caught:
         provider_of(GatewayOptions(upstream=url))
@@ -113,6 +155,14 @@ def test_dialects_in_which_nothing_is_cached_are_left_out_where_it_shall_be(opti
 def test_nothing_is_left_out_where_a_model_is_cached_in_no_dialect():
     wanted = GatewayOptions(upstream="gemini", optimises=True, models=Models("gemini-2.0-flash"))
     assert set(upstream_of(wanted, provider_of(wanted)).bases) == {"chat"}
+
+
+def test_a_key_of_other_letters_is_none(monkeypatch: pytest.MonkeyPatch):
+    """It cannot stand in a header."""
+    monkeypatch.setenv("KVSTET_TEST_KEY", "schlüssel-✓")
+    result = CliRunner().invoke(app, ["gateway", "--upstream", "openai", "--key-env", "KVSTET_TEST_KEY"])
+    assert isinstance(result.exception, InvalidRequest)
+    assert "holds no key" in str(result.exception)
 
 
 @pytest.mark.parametrize(

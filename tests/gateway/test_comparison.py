@@ -12,9 +12,9 @@ from tests.gateway.gateway_harness import Answer, Gate, Recorder, built_gateway,
 from tests.gateway.scripted import JSON, messages_reply, messages_usage
 
 from kvstet.dialects.dialect import dialect_named
-from kvstet.gateway.call import Call, Passage, Rearranged
-from kvstet.gateway.comparison import Comparison
 from kvstet.gateway.copy import Copy
+from kvstet.gateway.observing.comparison import Comparison
+from kvstet.gateway.passage import Call, Passage, Rearranged
 from kvstet.money.ledger import Ledger
 from kvstet.providers.prices import price_of
 from kvstet.providers.provider import provider_named

@@ -8,6 +8,7 @@ import itertools
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import httpx
 import pytest
@@ -84,7 +85,7 @@ def test_the_upstream_gets_its_own_host_and_nothing_of_the_connection(recorder: 
     gate.asked(head)
     names = [name for name, _ in recorder.last.fields]
     assert names == [b"host", b"x-kept"]
-    assert recorder.last.fields[0][1] in gate.gateway._upstream.bases["chat"].encode()
+    assert recorder.last.fields[0][1] in gate.gateway.upstream.bases["chat"].encode()
 
 
 def test_a_chunked_body_arrives_whole_and_chunked(recorder: Recorder, gate: Gate):
@@ -204,6 +205,37 @@ def test_a_websocket_is_refused_so_that_clients_fall_back(recorder: Recorder, ga
     assert answer.startswith(b"HTTP/1.1 426")
     assert b"websocket_not_supported" in answer
     assert recorder.requests == []
+
+
+def test_another_upgrade_is_not_granted_and_the_request_passes(recorder: Recorder, gate: Gate):
+    """Java's HTTP client asks for HTTP/2 with every request, and goes on with HTTP/1.1."""
+    head = (
+        b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+        b"Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQ\r\n\r\n"
+    )
+    with gate.connect() as connection:
+        connection.sendall(head)
+        assert connection.recv(10_000).startswith(b"HTTP/1.1 200")
+    assert [name for name, _ in recorder.last.fields] == [b"host"]
+
+
+def test_what_is_broken_off_at_the_end_is_noted(caplog: pytest.LogCaptureFixture):
+    """Its tokens are billed all the same."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
+        await reader.read()
+
+    body = b'{"model": "m", "messages": [{"role": "user", "content": "Hi"}]}'
+    head = b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (CHAT.encode(), len(body))
+    with Wire(handle).running() as wire, ExitStack() as stack, gateway_to(wire.url) as gate:
+        for _ in range(4):
+            connection = stack.enter_context(gate.connect())
+            connection.sendall(head + body)
+            assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+    assert [row.content["is_complete"] for row in gate.observer.requests._rows] == [False] * 4
+    assert "RuntimeError" not in caplog.text
 
 
 def test_pieces_come_back_one_by_one(recorder: Recorder, gate: Gate):

@@ -96,6 +96,8 @@ def test_neither_keys_nor_prompts_are_written_anywhere(
         told = [gate.post(CHAT, BODY, headers=headers).headers]
         gate.post(CHAT, b'{"model": "m", "messages": [{"role": "user", "content": "SECRET6', headers=headers)
         gate.post("/v1/responses", json.dumps({"model": "m", "input": "SECRET7"}).encode(), headers=headers)
+        odd = {"model": "m", "messages": [{"role": "SECRET10", "content": "SECRET11"}]}
+        gate.post(CHAT, json.dumps(odd).encode(), headers=headers)
         recorder.plan = lambda _: Answer(400, JSON, (b'{"error": {"message": "SECRET8"}}',))
         gate.post(CHAT, BODY, headers=headers)
         gate.post(CHAT, BODY, headers={"x-bad": "SECRET9\x01", "x-api-key": MINE})
@@ -105,7 +107,7 @@ def test_neither_keys_nor_prompts_are_written_anywhere(
     assert files
     written = b"".join(path.read_bytes() for path in files) + caplog.text.encode() + repr(told).encode()
     assert b"alice" in written
-    for number in range(1, 10):
+    for number in range(1, 12):
         assert f"SECRET{number}".encode() not in written, number
     assert all(path.stat().st_mode & 0o077 == 0 for path in files)
 

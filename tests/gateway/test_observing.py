@@ -136,6 +136,24 @@ def test_the_vendors_own_reason_stands_beside_the_verdict(recorder: Recorder, ga
     assert recorder.last.body.count(b"diagnostics") == 0
 
 
+def test_a_reason_that_is_nested_deeply_or_has_lines_is_told_in_one(recorder: Recorder, gate: Gate):
+    body = json.dumps({"model": "m", "max_tokens": 9, "messages": [QUESTION], "stream": True}).encode()
+    deep = b'data: {"a":' + b'{"a":' * 900 + b'{"cache_miss_reason": "First.\\nSecond."}' + b"}" * 901 + b"\n\n"
+    deeper = b'data: {"cache_miss_reason":' + b"[" * 100_000 + b"\n\n"
+    recorder.answer = Answer(200, STREAM, (messages_stream(), deep, deeper))
+    gate.post(MESSAGES, body)
+    (row,) = rows(gate)
+    assert row["vendor_reason"] == "First. Second."
+    assert row["usage"]["input"] is not None
+
+
+def test_more_rows_than_there_can_be_are_refused(gate: Gate):
+    with gate.http() as client:
+        for path in ("requests", "sessions"):
+            for limit in ("0", "1001", "9" * 5000, "x"):
+                assert client.get(f"/v1/kvstet/{path}?limit={limit}").status_code == 400, limit[:9]
+
+
 def test_a_compressed_exchange_is_read(recorder: Recorder, gate: Gate):
     reply = gzip.compress(json.dumps(chat_reply()).encode())
     recorder.answer = Answer(200, [*JSON, (b"content-encoding", b"gzip")], (reply,))
@@ -176,7 +194,7 @@ def test_an_error_of_the_observer_breaks_no_request(
 
     recorder.answer = Answer(200, JSON, (json.dumps(chat_reply()).encode(),))
     before = failures(gate)
-    monkeypatch.setattr("kvstet.gateway.observer.asked_of", fails)
+    monkeypatch.setattr("kvstet.gateway.observing.observer.asked_of", fails)
     assert gate.post(CHAT, chat_body()).json() == chat_reply()
     assert rows(gate) == []
     assert failures(gate) == before + 1

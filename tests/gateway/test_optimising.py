@@ -15,12 +15,12 @@ from tests.gateway.scripted import STREAM, TEXT, messages_stream, vendor
 
 from kvstet.errors import InvalidRequest
 from kvstet.gateway.app import Gateway
-from kvstet.gateway.changes import known_changes
-from kvstet.gateway.ports import Arranger, FakeArranger
-from kvstet.gateway.preparing import Preparations, Preparer
-from kvstet.gateway.translation import Translation
-from kvstet.gateway.why import Asking
-from kvstet.providers.provider import provider_named
+from kvstet.gateway.changing.arranger import Arranger, FakeArranger
+from kvstet.gateway.changing.asking import Asking
+from kvstet.gateway.changing.changes import known_changes
+from kvstet.gateway.changing.preparer import Preparations, Preparer
+from kvstet.gateway.changing.translation import Translation
+from kvstet.providers.provider import provider_at, provider_named
 
 CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
 BODY = (
@@ -34,7 +34,8 @@ BODY = (
 def arranged_by(arranger: Arranger, **options: Any) -> Iterator[tuple[Recorder, Gate]]:
     def made(upstream: Any, server: Any, observer: Any) -> Gateway:
         wanted = Preparations(arranger=arranger, **options)
-        preparer = Preparer(upstream, Translation(upstream), wanted, observer.metrics.observe_failure)
+        translation = Translation(upstream, provider_at("http://127.0.0.1"))
+        preparer = Preparer(upstream, translation, wanted, observer.metrics.observe_failure)
         return Gateway(upstream, server, observer, preparer)
 
     recorder = Recorder(plan=vendor("chat"))
@@ -92,6 +93,14 @@ def test_what_is_not_understood_passes_byte_for_byte(body: bytes):
                 for path in paths:
                     gate.post(path, body)
     assert [request.body for request in recorder.requests] == [body] * 3
+
+
+@pytest.mark.parametrize("number", [b"1e400", b"NaN", b"-Infinity"])
+def test_a_number_that_nobody_can_hold_passes_byte_for_byte(number: bytes):
+    body = b'{"model": "m", "messages": [{"role": "user", "content": "Hi"}], "b": ' + number + b"}"
+    with arranged_by(FakeArranger({"a": 1})) as (recorder, gate):
+        gate.post(CHAT, body)
+    assert recorder.last.body == body
 
 
 def test_a_body_that_is_too_large_to_be_changed_passes_while_it_comes():

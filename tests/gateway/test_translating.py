@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -261,6 +262,8 @@ def test_a_request_that_cannot_be_read_is_refused_in_the_clients_words():
         answer = gate.post("/v1/messages", b'{"model": 1, "messages": 7}')
         assert answer.status_code == 400
         assert answer.json()["type"] == "error"
+        packed = gzip.compress(json.dumps(MESSAGES_ASKED).encode())
+        assert gate.post("/v1/messages", packed, headers={"content-encoding": "gzip"}).status_code == 400
         assert gate.post("/v1/messages/count_tokens", b"{}").status_code == 404
     assert recorder.requests == []
 
@@ -313,6 +316,36 @@ def test_half_an_emoji_survives(client: str, upstream: str):
     assert "Hi \ud83d" in json.dumps(json.loads(recorder.last.body)).encode().decode("unicode_escape")
     assert answer.status_code == 200
     assert b"Hello \\ude00" in answer.content
+
+
+def test_the_clients_session_is_told_although_the_upstream_is_not():
+    """What names it may have no place in the upstream's dialect."""
+    user = {"metadata": {"user_id": "one"}}
+    with to("chat", vendor("chat")) as (_, gate):
+        for question in ("Hi", "Ho"):
+            asked = {**MESSAGES_ASKED, **user, "messages": [{"role": "user", "content": question}]}
+            gate.post("/v1/messages", json.dumps(asked).encode())
+        first, second = gate.rows()
+    assert first["session"] == second["session"]
+
+
+def test_messages_of_openais_assistants_are_not_anthropics():
+    with to("chat", vendor("chat")) as (recorder, gate):
+        assert gate.post("/v1/threads/thread_1/messages", b"{ }").status_code == 200
+    assert (recorder.last.target, recorder.last.body) == (b"/v1/threads/thread_1/messages", b"{ }")
+
+
+def test_a_word_to_the_gateway_does_not_reach_the_upstream():
+    with to("chat", vendor("chat")) as (recorder, gate):
+        gate.post("/v1/messages", json.dumps(MESSAGES_ASKED).encode(), headers={"x-kvstet-without": "model"})
+    assert b"x-kvstet-without" not in dict(recorder.last.fields)
+
+
+def test_a_stream_that_goes_on_and_says_nothing_is_broken_off(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("kvstet.gateway.changing.translation.MAX_COPY_BYTES", 100_000)
+    endless = Answer(200, STREAM, (b"data: ", *[b"x" * 10_000] * 20, b"\n\n"))
+    with to("messages", lambda _: endless) as (_, gate), pytest.raises(httpx.RemoteProtocolError):
+        gate.post("/v1/chat/completions", json.dumps({**CHAT_ASKED, "stream": True}).encode())
 
 
 def test_images_reach_the_upstream():

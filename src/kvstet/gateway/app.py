@@ -20,7 +20,7 @@ from kvstet.api.guards import HostGuard, KeyGuard, PageGuard
 from kvstet.config import ServerOptions
 from kvstet.gateway.exchange import GatewayExchange
 from kvstet.gateway.forwarder import Forwarder, Preparing
-from kvstet.gateway.observer import Observer
+from kvstet.gateway.observing.observer import Observer
 from kvstet.gateway.owners import Owners
 from kvstet.gateway.upstream import Line, Upstream
 
@@ -31,14 +31,14 @@ class Gateway:
     def __init__(
         self, upstream: Upstream, options: ServerOptions, observer: Observer, preparing: Preparing | None = None
     ) -> None:
-        self._upstream = upstream
+        self.upstream = upstream
         self.observer = observer
-        self._line = Line(upstream)
+        self._forwarder = Forwarder(upstream, Line(upstream), observer, preparing)
         self._closing: asyncio.Task[None] | None = None
-        self.app = self._app(options, Forwarder(upstream, self._line, observer, preparing))
+        self.app = self._app(options)
 
     def __repr__(self) -> str:
-        return f"Gateway({self._upstream.title})"
+        return f"Gateway({self.upstream.title})"
 
     async def close(self) -> None:
         """Break off what is under way, and write down what was observed. May be called more than once."""
@@ -48,10 +48,10 @@ class Gateway:
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
-        await self._line.close()
+        await self._forwarder.close()
         await self.observer.close()
 
-    def _app(self, options: ServerOptions, forwarder: Forwarder) -> Starlette:
+    def _app(self, options: ServerOptions) -> Starlette:
         metrics = self.observer.metrics
         app = Starlette(
             routes=[
@@ -72,14 +72,14 @@ class Gateway:
             exception_handlers={HTTPException: answer_error},
         )
         app.router.redirect_slashes = False
-        app.router.default = forwarder
+        app.router.default = self._forwarder
         return app
 
     async def _index(self, request: Request) -> Response:
         about = "A gateway to hosted models: it observes what their caches do, and passes all else through."
         routes = sorted({route.path for route in request.app.routes})
         content = {"name": "kvstet gateway", "version": __version__, "about": about, "paths": routes}
-        return json_response({**content, "upstream": self._upstream.title})
+        return json_response({**content, "upstream": self.upstream.title})
 
     async def _health(self, request: Request) -> Response:
         """Of the gateway itself: what the upstream does is seen in its answers."""

@@ -6,18 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+import httpx
+
 from kvstet.config import ServerOptions
-from kvstet.context.optimiser import Optimiser
+from kvstet.context.arranging.optimiser import Optimiser
 from kvstet.dialects.dialect import dialect_named
 from kvstet.errors import InvalidRequest
 from kvstet.gateway.app import Gateway
-from kvstet.gateway.billing import Billing
-from kvstet.gateway.comparison import Comparison
-from kvstet.gateway.observer import Observer
-from kvstet.gateway.preparing import Models, Preparations, Preparer
-from kvstet.gateway.translation import KeyPlace, Translation
+from kvstet.gateway.changing.asking import Asking
+from kvstet.gateway.changing.preparer import Models, Preparations, Preparer
+from kvstet.gateway.changing.translation import Translation
+from kvstet.gateway.headers import Credential
+from kvstet.gateway.observing.billing import Billing
+from kvstet.gateway.observing.comparison import Comparison
+from kvstet.gateway.observing.observer import Observer
 from kvstet.gateway.upstream import CONNECT_SECONDS, READ_SECONDS, Upstream
-from kvstet.gateway.why import Asking
 from kvstet.money.ledger import Ledger
 from kvstet.providers.prices import context_length_of
 from kvstet.providers.provider import Provider, provider_at, provider_named
@@ -56,20 +59,31 @@ class GatewayOptions:
 
 def provider_of(options: GatewayOptions) -> Provider:
     """Raises UnknownProvider, and InvalidRequest where an address is not whole."""
-    is_url = "://" in options.upstream
-    provider = provider_at(options.upstream, options.provider) if is_url else provider_named(options.upstream)
+    if "://" in options.upstream:
+        _check_address(options.upstream)
+        return provider_at(options.upstream, options.provider)
+    provider = provider_named(options.upstream)
     for url in provider.base_urls.values():
-        parts = urlsplit(url)
-        if any(word.isupper() for word in parts.netloc.split(".")):
+        if any(word.isupper() for word in urlsplit(url).netloc.split(".")):
             raise InvalidRequest(
                 f"{provider.title} is at an address of your own: give --upstream {url} with your words for those in"
                 f" capitals, and --provider {provider.name}."
             )
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InvalidRequest(f"{url!r} is not an address like https://api.example.com/v1.")
-        if parts.username or parts.password or parts.query:
-            raise InvalidRequest("An upstream's address has neither a password nor a query: give keys by --key-env.")
     return provider
+
+
+def _check_address(url: str) -> None:
+    """InvalidRequest where it is none, or has more in it. It is not quoted: that may be a password."""
+    no_address = "An upstream is the name of a provider, or an address like https://api.example.com/v1."
+    try:
+        parts, _ = urlsplit(url), httpx.URL(url)
+        is_whole = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except (ValueError, httpx.InvalidURL):
+        raise InvalidRequest(no_address) from None
+    if not is_whole:
+        raise InvalidRequest(no_address)
+    if parts.username or parts.password or parts.query:
+        raise InvalidRequest("An upstream's address has neither a password nor a query: give keys by --key-env.")
 
 
 def upstream_of(options: GatewayOptions, provider: Provider) -> Upstream:
@@ -86,27 +100,15 @@ def upstream_of(options: GatewayOptions, provider: Provider) -> Upstream:
     if not spoken:
         known = ", ".join(provider.dialects)
         raise InvalidRequest(f"{provider.title} speaks none of {', '.join(wanted)}; it speaks {known}.")
-    place = key_place_of(provider, next(iter(spoken)))
-    return Upstream(
-        provider.title,
-        spoken,
-        provider.name,
-        place.credential(options.key) if options.key is not None else None,
-        options.read_seconds,
-        options.connect_seconds,
-    )
+    credentials: dict[str, Credential] = {}
+    if options.key is not None:
+        credentials = {name: Credential.of(*provider.key_field(name, options.key)) for name in spoken}
+    return Upstream(provider.title, spoken, credentials, options.read_seconds, options.connect_seconds)
 
 
 def _caching(spoken: Mapping[str, str], provider: Provider, model: str) -> dict[str, str]:
     """Those dialects in which anything is cached: what is asked in others is translated into one of them."""
     return {name: url for name, url in spoken.items() if provider.rule_for(model, name).kind != "none"}
-
-
-def key_place_of(provider: Provider, dialect: str) -> KeyPlace:
-    """Where the upstream wants a key."""
-    if provider.key is not None:
-        return KeyPlace(provider.key.header, provider.key.scheme)
-    return KeyPlace("x-api-key") if dialect == "messages" else KeyPlace("authorization", "Bearer")
 
 
 def build(options: GatewayOptions, server: ServerOptions) -> Gateway:
@@ -138,7 +140,5 @@ def build(options: GatewayOptions, server: ServerOptions) -> Gateway:
         options.without,
         server.max_body_bytes,
     )
-    headers: Mapping[str, str] = provider.headers
-    translation = Translation(upstream, key_place_of(provider, next(iter(upstream.bases))), headers)
-    preparer = Preparer(upstream, translation, preparations, observer.metrics.observe_failure)
+    preparer = Preparer(upstream, Translation(upstream, provider), preparations, observer.metrics.observe_failure)
     return Gateway(upstream, server, observer, preparer)

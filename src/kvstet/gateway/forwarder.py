@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable
-from contextlib import aclosing
-from dataclasses import dataclass, field
+import asyncio
+from contextlib import aclosing, suppress
 from typing import Protocol
 
 import httpx
 from starlette.types import Receive, Scope, Send
 
 from kvstet.api.envelopes import ErrorAnswer
-from kvstet.gateway.call import Call, Passage, call_of
 from kvstet.gateway.copy import MAX_COPY_BYTES, Copy
-from kvstet.gateway.headers import Fields, onward, wants_upgrade
+from kvstet.gateway.headers import wants_websocket
 from kvstet.gateway.inbound import Inbound
-from kvstet.gateway.returning import AsItComes, Returning
-from kvstet.gateway.upstream import Line, Place, Upstream, pieces_of
+from kvstet.gateway.outgoing import Outgoing, as_it_comes
+from kvstet.gateway.passage import Passage, call_of
+from kvstet.gateway.upstream import Line, Upstream, pieces_of
 
-_NO_UPGRADE = ErrorAnswer(
+_LAST_SECONDS = 2.0
+"""For requests that were broken off at the end: that they were, and what they took, is to be told."""
+
+_NO_WEBSOCKET = ErrorAnswer(
     426,
     "The gateway passes HTTP on, and no WebSockets: use HTTP, with server-sent events for streams.",
     "invalid_request_error",
@@ -31,18 +33,6 @@ class Noting(Protocol):
     """Is told of requests that are over. Returns at once."""
 
     def note(self, passage: Passage) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """A request as it is sent on."""
-
-    place: Place
-    fields: Fields = field(repr=False)
-    body: AsyncIterable[bytes] | bytes = field(repr=False)
-    returning: Returning = field(default_factory=AsItComes)
-    added: Fields = field(default_factory=Fields)
-    """Fields of the gateway's own in the response."""
 
 
 class Preparing(Protocol):
@@ -61,23 +51,37 @@ class Forwarder:
         self._line = line
         self._observer = observer
         self._preparing = preparing
+        self._num_under_way = 0
+        self._is_idle = asyncio.Event()
 
     def __repr__(self) -> str:
         return f"Forwarder({self._upstream.title})"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if wants_upgrade(scope["headers"]):
-            await _NO_UPGRADE.response(scope["path"])(scope, receive, send)
+        if wants_websocket(scope["headers"]):
+            await _NO_WEBSOCKET.response(scope["path"])(scope, receive, send)
             return
         call = call_of(scope)
         limit = MAX_COPY_BYTES if call.asks_model else 0
         passage = Passage(call, Copy(limit), Copy(limit), spoken=call.dialect)
         inbound = Inbound(receive)
+        self._num_under_way += 1
         try:
             await inbound.until_gone(self._pass(passage, inbound, send))
         finally:
             passage.end()
             self._observer.note(passage)
+            self._num_under_way -= 1
+            if not self._num_under_way:
+                self._is_idle.set()
+
+    async def close(self) -> None:
+        """Break off what is under way, until all of it was noted."""
+        await self._line.close()
+        self._is_idle.clear()
+        if self._num_under_way:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._is_idle.wait(), _LAST_SECONDS)
 
     async def _pass(self, passage: Passage, inbound: Inbound, send: Send) -> None:
         outgoing = await self._outgoing(passage, inbound)
@@ -90,19 +94,6 @@ class Forwarder:
         if self._preparing is not None and passage.call.dialect is not None and passage.call.method == "POST":
             return await self._preparing.prepared(passage, inbound)
         return as_it_comes(self._upstream, passage, inbound)
-
-
-def as_it_comes(upstream: Upstream, passage: Passage, inbound: Inbound) -> Outgoing:
-    """The request, byte for byte, while it comes."""
-    place = place_of(upstream, passage.call)
-    fields = onward(passage.call.fields, place.host, upstream.credential)
-    return Outgoing(place, fields, passage.sent.tee(inbound.body()))
-
-
-def place_of(upstream: Upstream, call: Call) -> Place:
-    """Where a call goes that is passed on as it is."""
-    name = call.dialect.name if call.dialect is not None else None
-    return upstream.place(name, call.raw_path, call.query)
 
 
 async def _answer(passage: Passage, outgoing: Outgoing, response: httpx.Response, send: Send) -> None:

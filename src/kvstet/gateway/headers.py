@@ -32,6 +32,8 @@ _MET_HERE = frozenset({b"expect"})
 _KEY_FIELDS = frozenset({b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key"})
 """Where clients put keys."""
 
+_BEARER = b"bearer "
+
 _BODY_FIELDS = frozenset({b"content-length", b"content-encoding", b"content-md5", b"digest", b"content-digest"})
 """What is true of one body only."""
 
@@ -48,6 +50,10 @@ class Credential:
 
     name: bytes
     value: bytes = field(repr=False)
+
+    @classmethod
+    def of(cls, name: str, value: str) -> Credential:
+        return cls(name.lower().encode("latin-1"), value.encode("latin-1"))
 
 
 def end_to_end(fields: Iterable[tuple[bytes, bytes]]) -> Fields:
@@ -98,9 +104,10 @@ def is_chunked(fields: Fields) -> bool:
     return b"chunked" in value_of(fields, b"transfer-encoding").lower()
 
 
-def wants_upgrade(fields: Fields) -> bool:
-    """Whether the connection is to become another than HTTP, a WebSocket above all."""
-    return has(fields, b"upgrade") and b"upgrade" in value_of(fields, b"connection").lower()
+def wants_websocket(fields: Fields) -> bool:
+    """Whether the connection is to become one. Another upgrade (Java's clients ask for HTTP/2) need not be granted."""
+    wanted = b"websocket" in value_of(fields, b"upgrade").lower()
+    return wanted and b"upgrade" in value_of(fields, b"connection").lower()
 
 
 def has(fields: Fields, name: bytes) -> bool:
@@ -112,9 +119,10 @@ def value_of(fields: Fields, name: bytes) -> bytes:
     return next((value for each, value in fields if each.lower() == name), b"")
 
 
-def keys_in(fields: Fields) -> list[bytes]:
-    """The values of the fields in which clients send keys."""
-    return [value for name, value in fields if name.lower() in _KEY_FIELDS]
+def key_in(fields: Fields) -> bytes:
+    """The first key that a client sends, without its scheme: some send the same one bare; empty: it sends none."""
+    key = next((value.strip() for name, value in fields if name.lower() in _KEY_FIELDS), b"")
+    return key[len(_BEARER) :].strip() if key.lower().startswith(_BEARER) else key
 
 
 def texts_of(fields: Fields) -> dict[str, str]:

@@ -8,7 +8,7 @@ import secrets
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kvstet.config import ApiKey
-from kvstet.gateway.headers import keys_in
+from kvstet.gateway.headers import key_in
 
 _DIGEST_BYTES = 6
 
@@ -26,12 +26,8 @@ class Owners:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            scope["state"].setdefault("api_key", ApiKey(self._name(keys_in(scope["headers"])), secret=""))
+            scope["state"].setdefault("api_key", ApiKey(self._name(key_in(scope["headers"])), secret=""))
         await self._app(scope, receive, send)
 
-    def _name(self, keys: list[bytes]) -> str:
-        if not keys:
-            return ""
-        # The same key is sent as a Bearer token by some clients, and bare by others.
-        bare = keys[0].strip().removeprefix(b"Bearer ").removeprefix(b"bearer ").strip()
-        return hashlib.blake2b(bare, key=self._salt, digest_size=_DIGEST_BYTES).hexdigest()
+    def _name(self, key: bytes) -> str:
+        return hashlib.blake2b(key, key=self._salt, digest_size=_DIGEST_BYTES).hexdigest() if key else ""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import AsyncGenerator, AsyncIterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from urllib.request import getproxies, proxy_bypass
 
@@ -29,6 +28,7 @@ _IDLE_SECONDS = 60.0
 _IDLE_CONNECTIONS = 64
 
 _VERSION = b"/v1"
+_OPENAI = ("responses", "chat")
 
 
 class UpstreamBroke(Exception):
@@ -41,22 +41,29 @@ class Upstream:
 
     title: str
     bases: Mapping[DialectName, str]
-    """Base URL of each dialect that is spoken there, as its SDK would be given it; the first is for all other paths."""
-    provider: str | None = None
-    """Name of its row in the table of providers."""
-    credential: Credential | None = None
-    """The gateway's own key. None: the client's passes."""
+    """Base URL of each dialect that is spoken there, as its SDK would be given it."""
+    credentials: Mapping[DialectName, Credential] = field(default_factory=dict[DialectName, Credential])
+    """The gateway's own key, as it is sent in each dialect. Empty: the client's passes."""
     read_seconds: float = READ_SECONDS
     connect_seconds: float = CONNECT_SECONDS
 
     def place(self, dialect: DialectName | None, raw_path: bytes, query: bytes) -> Place:
         """Where a path of the gateway lies; the query stays as it is, byte for byte."""
-        server, prefix = _split(self.bases.get(dialect or "", next(iter(self.bases.values()))))
+        server, prefix = _split(self.bases[self._own(dialect)])
         is_openai = dialect != "messages" or prefix.endswith(_VERSION)
         # Base URLs of OpenAI's dialects have their version in them, and what clients ask a gateway for begins with it.
         if prefix and is_openai and (raw_path == _VERSION or raw_path.startswith(_VERSION + b"/")):
             raw_path = raw_path.removeprefix(_VERSION)
         return Place(server, prefix + raw_path + (b"?" + query if query else b""))
+
+    def credential(self, dialect: DialectName | None) -> Credential | None:
+        """What is sent in the place of the client's key; None: that one passes."""
+        return self.credentials.get(self._own(dialect))
+
+    def _own(self, dialect: DialectName | None) -> DialectName:
+        """The dialect whose base URL and key a path has; paths of none are mostly OpenAI's: models, files..."""
+        wanted = (dialect or "", *_OPENAI, *self.bases)
+        return next(name for name in wanted if name in self.bases)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +90,7 @@ def _split(base: str) -> tuple[httpx.URL, bytes]:
 class Line:
     """The connections to the upstream, kept between requests."""
 
-    def __init__(self, upstream: Upstream, *, verify: ssl.SSLContext | bool = True) -> None:
+    def __init__(self, upstream: Upstream) -> None:
         self._upstream = upstream
         self._timeouts = {
             "connect": upstream.connect_seconds,
@@ -93,13 +100,7 @@ class Line:
         }
         # The transport alone: a client around it would follow cookies, redirections and authentication, all of which
         # are the business of those whose requests pass, and it would take a third of the time that one takes here.
-        self._transport = httpx.AsyncHTTPTransport(
-            verify=verify,
-            proxy=_proxy_of(httpx.URL(next(iter(upstream.bases.values())))),
-            limits=httpx.Limits(
-                max_connections=None, max_keepalive_connections=_IDLE_CONNECTIONS, keepalive_expiry=_IDLE_SECONDS
-            ),
-        )
+        self._transport = _transport(_proxy_of(httpx.URL(next(iter(upstream.bases.values())))))
 
     def __repr__(self) -> str:
         return f"Line({self._upstream.title})"
@@ -142,6 +143,20 @@ class Line:
         except httpx.TransportError as error:
             reason = _REASONS.get(type(error), "the connection failed")
             raise UpstreamUnreachable(f"The upstream {self._upstream.title} gave no answer: {reason}.") from None
+
+
+def _transport(proxy: str | None) -> httpx.AsyncHTTPTransport:
+    limits = httpx.Limits(
+        max_connections=None, max_keepalive_connections=_IDLE_CONNECTIONS, keepalive_expiry=_IDLE_SECONDS
+    )
+    try:
+        return httpx.AsyncHTTPTransport(proxy=proxy, limits=limits)
+    except (ImportError, ValueError, httpx.InvalidURL):
+        # The address may have a password in it.
+        raise InvalidRequest(
+            "The proxy that the environment names (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY) cannot be used: give the address"
+            " of an HTTP proxy, or put the upstream into NO_PROXY."
+        ) from None
 
 
 def _proxy_of(url: httpx.URL) -> str | None:

@@ -12,17 +12,17 @@ from typing import TypeVar
 
 from kvstet.api.sessions import VERDICTS, Record, Sessions, edit_as_json
 from kvstet.edits.verdict import Verdict, explained, for_log
-from kvstet.errors import KvstetError, Unreadable
-from kvstet.gateway.billing import Billed, Billing
-from kvstet.gateway.call import Passage
-from kvstet.gateway.comparison import Comparison
-from kvstet.gateway.histories import Histories
+from kvstet.errors import Unreadable
 from kvstet.gateway.metrics import GatewayMetrics
-from kvstet.gateway.reading import Answered, Asked, answered_of, asked_of
-from kvstet.gateway.requests import Requests, Row
-from kvstet.gateway.reuse import Observed, observed
+from kvstet.gateway.observing.billing import Billed, Billing
+from kvstet.gateway.observing.comparison import Comparison
+from kvstet.gateway.observing.histories import Histories
+from kvstet.gateway.observing.reading import Answered, Asked, answered_of, asked_of
+from kvstet.gateway.observing.requests import Requests, Row
+from kvstet.gateway.observing.reuse import Observed, observed
+from kvstet.gateway.observing.telling import Told, costs_of, line_of, row_of
+from kvstet.gateway.passage import Passage
 from kvstet.gateway.session import begun_session
-from kvstet.gateway.telling import Told, costs_of, line_of, row_of
 from kvstet.types import Usage
 
 logger = logging.getLogger("kvstet.gateway")
@@ -67,6 +67,7 @@ class Observer:
         self._histories = Histories()
         self._worker = ThreadPoolExecutor(1, "kvstet-observer")
         self._waiting_bytes, self._num_waiting = 0, 0
+        self._is_closed = False
 
     def __repr__(self) -> str:
         return f"Observer({self.requests}, {self._waiting_bytes:,} bytes wait)"
@@ -83,9 +84,10 @@ class Observer:
         num_bytes = passage.sent.num_bytes + passage.received.num_bytes
         if passage.rearranged is not None:
             num_bytes += passage.sent.num_bytes
-        if self._waiting_bytes + num_bytes > MAX_WAITING_BYTES:
+        if self._is_closed or self._waiting_bytes + num_bytes > MAX_WAITING_BYTES:
             self.metrics.observe_failure("observation")
-            logger.warning("request %s was passed on and is not looked at: too many are waiting", passage.call.id)
+            reason = "the gateway is stopping" if self._is_closed else "too many are waiting"
+            logger.warning("request %s was passed on and is not looked at: %s", passage.call.id, reason)
             return
         self._waiting_bytes += num_bytes
         self._num_waiting += 1
@@ -100,6 +102,7 @@ class Observer:
 
     async def close(self) -> None:
         """Look at what waits, and write down what is to be kept."""
+        self._is_closed = True
         await asyncio.to_thread(self._worker.shutdown)
         await asyncio.to_thread(self._billing.close)
 
@@ -113,10 +116,9 @@ class Observer:
             self._observe(passage, loop)
         except Exception as error:
             self.metrics.observe_failure("observation")
-            # What others' errors say may quote the request, and prompts do not belong into logs.
-            reason = str(error) if isinstance(error, KvstetError) else type(error).__name__
+            # What errors say may quote the request, and prompts do not belong into logs.
             frames = "".join(traceback.format_tb(error.__traceback__))
-            logger.error("request %s could not be observed: %s\n%s", passage.call.id, reason, frames)
+            logger.error("request %s could not be observed: %s\n%s", passage.call.id, type(error).__name__, frames)
 
     def _observe(self, passage: Passage, loop: asyncio.AbstractEventLoop) -> None:
         unread: list[str] = []

@@ -13,7 +13,7 @@ from hashlib import blake2b
 from threading import Lock
 from typing import Any, cast
 
-from kvstet.gateway.ports import Body
+from kvstet.gateway.passage import Body
 from kvstet.providers.provider import Diagnostics
 
 _MAX_THREADS = 1024

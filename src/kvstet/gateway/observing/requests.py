@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from kvstet.api.envelopes import json_response
-from kvstet.api.sessions import MAX_RECORDS
+from kvstet.api.sessions import MAX_RECORDS, limit_of
 from kvstet.config import ApiKey
-from kvstet.errors import InvalidRequest
 
 _DEFAULT_LIMIT = 50
 
@@ -40,9 +39,6 @@ class Requests:
 
     async def list(self, request: Request) -> Response:
         """Those of the key that asks, the newest first."""
-        text = request.query_params.get("limit", str(_DEFAULT_LIMIT))
-        if not text.isdecimal() or not 1 <= int(text) <= MAX_RECORDS:
-            raise InvalidRequest(f"limit is a number from 1 to {MAX_RECORDS}.", param="limit")
-        key: ApiKey = request.state.api_key
+        limit, key = limit_of(request, _DEFAULT_LIMIT), cast("ApiKey", request.state.api_key)
         rows = [row.content for row in reversed(self._rows) if row.owner == key.name]
-        return json_response({"object": "list", "data": rows[: int(text)]})
+        return json_response({"object": "list", "data": rows[:limit]})

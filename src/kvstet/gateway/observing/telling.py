@@ -7,11 +7,11 @@ from typing import Any
 
 from kvstet.api.sessions import edit_as_json
 from kvstet.edits.verdict import Verdict, for_log
-from kvstet.gateway.billing import Billed
-from kvstet.gateway.call import Passage
 from kvstet.gateway.headers import texts_of
-from kvstet.gateway.reading import Answered, Asked
-from kvstet.gateway.reuse import Observed
+from kvstet.gateway.observing.billing import Billed
+from kvstet.gateway.observing.reading import Answered, Asked
+from kvstet.gateway.observing.reuse import Observed
+from kvstet.gateway.passage import Passage
 from kvstet.types import Usage
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from kvstet.context.optimiser import ARRANGEMENTS
+from kvstet.context.arranging.optimiser import ARRANGEMENTS
 from kvstet.errors import InvalidRequest
 
 ASK_WHY, MODEL, CACHE_KEY = "ask-why", "model", "cache-key"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from kvstet.gateway.call import Passage
+from kvstet.gateway.passage import Passage
 from kvstet.money.bill import Bill, bill_of
 from kvstet.money.entry import entry_of
 from kvstet.money.ledger import Ledger

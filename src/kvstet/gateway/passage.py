@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import httpx
 from starlette.types import Scope
 
 from kvstet.api.exchange import Exchange
 from kvstet.config import ApiKey
+from kvstet.context.arranging.optimiser import Change
 from kvstet.dialects.dialect import Dialect, dialect_of_path
 from kvstet.gateway.copy import Copy
 from kvstet.gateway.headers import Fields
-from kvstet.gateway.ports import Body, Change
 
-_ASKING = ("/chat/completions", "/messages", "/responses")
-"""Ends of the paths at which a model is asked for a reply."""
+Body = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,9 @@ class Call:
     @property
     def asks_model(self) -> bool:
         """Whether a reply of a model is wanted, so that there is something to observe."""
-        return self.method == "POST" and self.dialect is not None and self.path.rstrip("/").endswith(_ASKING)
+        if self.method != "POST" or self.dialect is None:
+            return False
+        return self.path.rstrip("/").endswith(self.dialect.path.removeprefix("/v1"))
 
 
 def call_of(scope: Scope) -> Call:
@@ -76,8 +78,8 @@ class Passage:
     """The body that was sent on."""
     received: Copy
     """The body that came back, as the upstream sent it."""
-    original: bytes | None = field(default=None, repr=False)
-    """The body as the client sent it, where another one was sent on."""
+    is_changed: bool = False
+    """Another body was sent on than the client's."""
     rearranged: Rearranged | None = None
     """None: nothing arranges requests, or this one could not be read."""
     changes: tuple[Change, ...] = ()
@@ -85,6 +87,8 @@ class Passage:
     """What could not be translated."""
     spoken: Dialect | None = None
     """With the upstream."""
+    session: str | None = None
+    """As the client names it, where that was asked before the request was sent on."""
     thread: str | None = None
     """A name of the conversation, where the vendor is asked about it."""
     status: int | None = None

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from kvstet.config import MIB
 from kvstet.errors import InvalidRequest
-from kvstet.gateway.call import Passage, Rearranged
+from kvstet.gateway.changing.arranger import Body
 from kvstet.gateway.headers import texts_of
-from kvstet.gateway.ports import Body
+from kvstet.gateway.passage import Passage, Rearranged
 from kvstet.providers.provider import CacheRule, Provider
 from kvstet.providers.simulator import Simulator
 from kvstet.types import Usage

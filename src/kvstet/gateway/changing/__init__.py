@@ -1,0 +1,1 @@
+"""Requests that are sent on otherwise than they came."""

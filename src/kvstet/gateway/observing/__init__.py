@@ -1,0 +1,1 @@
+"""Requests that are over: read from their copies, compared, billed and told."""
