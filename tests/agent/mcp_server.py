@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import Any
 
@@ -71,6 +72,13 @@ def forget(name: str) -> str:
     """Has one tool less from now on."""
     server.remove_tool(name)
     return "forgotten"
+
+
+@server.tool()
+def hang() -> str:
+    """Is there, and answers nothing any more."""
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return "awake"
 
 
 @server.tool()

@@ -21,10 +21,10 @@ from kvstet.agent.model import Reply, ScriptedModel, saying
 from kvstet.agent.toolbox import Toolbox, workspace_tools
 from kvstet.agent.tools.tool import Plan, Schema
 from kvstet.agent.tools.workspace import Workspace
-from kvstet.context.budget import Budget
-from kvstet.context.compaction import Compaction, View
 from kvstet.context.conversation import Context
-from kvstet.context.payback import Payback
+from kvstet.context.writing.budget import Budget
+from kvstet.context.writing.compaction import Compaction, View
+from kvstet.context.writing.payback import Payback
 from kvstet.dialects.reply import Failure, ReplyBegin, ReplyEnd, TextDelta
 from kvstet.dialects.request import Request
 from kvstet.errors import ModelFailed, ToolFailed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import time
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from kvstet.agent import tool_servers
 from kvstet.agent.confirmation import Confirmation, Scripted, Yes
 from kvstet.agent.instructions import SYSTEM
 from kvstet.agent.loop import Agent
@@ -130,6 +132,19 @@ async def test_a_server_that_ends_takes_its_tools_with_it(tmp_path: Path) -> Non
         assert (await call(box, "mcp__test__add", a=1, b=1)).startswith("Error: The tool server")
         await box.refresh()
         assert names(box) == {"read", "list", "search", "edit", "write", "bash"}
+
+
+@pytest.mark.timeout(60)
+async def test_a_server_that_hangs_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tool_servers, "START_SECONDS", 6.0)
+    monkeypatch.setattr(tool_servers, "CALL_SECONDS", 0.2)
+    async with toolbox(tmp_path) as box:
+        assert (await call(box, "mcp__test__hang")).startswith("Error: The tool server failed")
+        await box.refresh()
+        assert names(box) == {"read", "list", "search", "edit", "write", "bash"}
+        begun = time.monotonic()
+        await box.refresh()
+        assert time.monotonic() - begun < 1
 
 
 async def test_servers_are_ended_with_the_session(tmp_path: Path) -> None:

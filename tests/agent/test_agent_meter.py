@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
-from kvstet.agent.meter import Meter, hit_rate, step_line, total_line
+from kvstet.agent.meter import Meter, step_line, total_line
 from kvstet.money.bill import Bill, bill_of
 from kvstet.providers.prices import FREE, Price
 from kvstet.types import Usage
@@ -52,10 +50,3 @@ def test_sums_count_what_they_leave_out() -> None:
 
 def test_nothing_is_nothing() -> None:
     assert total_line([]) == "total of 0 requests: prompt 0, cached 0, written 0, output 0, $0, 0.0 s"
-
-
-def test_the_hit_rate_is_over_those_that_tell_it() -> None:
-    assert hit_rate([TOLD, SILENT]) == pytest.approx(0.75)
-    assert hit_rate([SILENT]) is None
-    assert hit_rate([]) is None
-    assert hit_rate([Usage(num_input_tokens=0, num_cache_read_tokens=0)]) is None

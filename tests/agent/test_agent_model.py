@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import socket
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from email.utils import formatdate
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +22,7 @@ from kvstet.agent.loop import Agent
 from kvstet.agent.model import Endpoint, HttpModel, saying
 from kvstet.agent.toolbox import Toolbox, workspace_tools
 from kvstet.agent.tools.workspace import Workspace
-from kvstet.context.breakpoints import Marking
+from kvstet.context.arranging.breakpoints import Marking
 from kvstet.context.conversation import Context
 from kvstet.dialects.dialect import DialectName, dialect_named
 from kvstet.dialects.reply import Failure, ReasoningDelta, TextDelta
@@ -35,12 +38,14 @@ ASKED = Request(
 )
 
 
-def endpoint(url: str, dialect: DialectName, **more: object) -> Endpoint:
-    return Endpoint(title="The server", url=url + dialect_named(dialect).path, dialect=dialect, **more)  # type: ignore[arg-type]
+def endpoint(url: str, dialect: DialectName, headers: Mapping[str, str] | None = None) -> Endpoint:
+    return Endpoint(title="The server", url=url + dialect_named(dialect).path, dialect=dialect, headers=headers or {})
 
 
-async def asked(url: str, dialect: DialectName = "chat", request: Request = ASKED, **more: object) -> Reply:
-    model = HttpModel(endpoint(url, dialect, **more))
+async def asked(
+    url: str, dialect: DialectName = "chat", request: Request = ASKED, headers: Mapping[str, str] | None = None
+) -> Reply:
+    model = HttpModel(endpoint(url, dialect, headers))
 
     async def sleep(_: float) -> None:
         return
@@ -52,15 +57,14 @@ async def asked(url: str, dialect: DialectName = "chat", request: Request = ASKE
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-async def test_a_whole_session_runs_in_each_dialect(dialect: DialectName, tmp_path: object) -> None:
+async def test_a_whole_session_runs_in_each_dialect(dialect: DialectName, tmp_path: Path) -> None:
     usage = Usage(num_input_tokens=50, num_cache_read_tokens=40, num_output_tokens=7)
-    folder = tmp_path
     script = in_order(
         [*saying("Look.", ("a", "list", "{}"), ("b", "write", '{"path": "x", "content": "y"}'), usage=usage)],
         saying("Done.", usage=usage),
     )
     with upstream(script) as server:
-        workspace = Workspace(folder)  # type: ignore[arg-type]
+        workspace = Workspace(tmp_path)
         toolbox = Toolbox(workspace_tools(workspace, {}), Yes())
         context = Context(SYSTEM, toolbox.schemas)
         model = HttpModel(endpoint(server.url, dialect))
@@ -157,9 +161,10 @@ async def test_a_server_that_is_not_there_is_named() -> None:
         await asked(f"http://127.0.0.1:{port}")
 
 
-async def test_a_key_is_in_no_error_and_no_repr() -> None:
+@pytest.mark.parametrize("key", ["planted\nkey", "planted-clé", "planted\u200b"])
+async def test_a_key_is_in_no_error_and_no_repr(key: str) -> None:
     with upstream(in_order(Failure(403, "No."))) as server:
-        model = HttpModel(endpoint(server.url, "chat", headers={"authorization": "Bearer planted\nkey"}))
+        model = HttpModel(endpoint(server.url, "chat", headers={"authorization": f"Bearer {key}"}))
         with pytest.raises(ModelFailed) as caught:
             await Asker(model).ask(ASKED, unwatched)
         assert "planted" not in repr(model) + repr(endpoint(server.url, "chat", headers={"a": "planted"}))
@@ -184,7 +189,7 @@ async def test_what_the_cache_has_to_be_told_is_told() -> None:
         terms=ASKED.terms,
     )
     with upstream(in_order(Raw(WIRE["messages"]))) as server:
-        model = HttpModel(endpoint(server.url, "messages", marking=marking), cache_key="session-1")
+        model = HttpModel(replace(endpoint(server.url, "messages"), marking=marking), cache_key="session-1")
         await Asker(model).ask(request, unwatched)
         await model.close()
     (body,) = server.bodies

@@ -24,10 +24,16 @@ from kvstet.agent.model import ScriptedModel, saying
 from kvstet.agent.sessions import Session, SessionStore
 from kvstet.agent.toolbox import Toolbox, workspace_tools
 from kvstet.agent.tools.workspace import Workspace
-from kvstet.context.compaction import Compaction
 from kvstet.context.conversation import Context
-from kvstet.context.payback import Payback
+from kvstet.context.message import role_of
+from kvstet.context.writing.compaction import Compaction, View
+from kvstet.context.writing.payback import Payback
+from kvstet.dialects.reply import Delta
+from kvstet.dialects.request import Request
 from kvstet.errors import ModelFailed, SessionError
+
+Said = tuple[str, object]
+"""What the user says, and something that comes with the reply."""
 
 
 @pytest.fixture
@@ -46,7 +52,7 @@ def new_session(store: SessionStore) -> Session:
     return store.create(workspace=Path("/work"), model="m")
 
 
-def listing(number: int) -> object:
+def listing(number: int) -> list[Delta]:
     return saying("", (f"call-{number}", "list", "{}"))
 
 
@@ -90,12 +96,12 @@ async def test_each_message_is_saved_as_it_happens(store: SessionStore, toolbox:
     session = new_session(store)
     seen: list[int] = []
 
-    def reply(_: object) -> object:
+    def reply(_: Request) -> list[Delta]:
         seen.append(len(store.resumed(session.id)[1].history))
         return [listing(1), listing(2), saying("Done.")][len(seen) - 1]
 
     context = Context(SYSTEM, toolbox.schemas)
-    await Agent(ScriptedModel([reply] * 3), context, toolbox, journal=session).run("Go")  # type: ignore[list-item]
+    await Agent(ScriptedModel([reply] * 3), context, toolbox, journal=session).run("Go")
     assert seen == [1, 3, 5]
     assert len(store.resumed(session.id)[1].history) == 6
 
@@ -147,6 +153,41 @@ async def test_a_fork_goes_on_from_a_step_and_leaves_the_first_as_it_was(store: 
     assert store.resumed(session.id)[1].to_json() == context.to_json()
     assert store.resumed(fork.id)[1].history.messages[-1]["content"] == "Elsewhere."
     assert {info.id: info.parent for info in store.sessions()} == {session.id: None, fork.id: f"{session.id}@1"}
+
+
+def once_full(view: View) -> Compaction | None:
+    """Summarises the first reply as soon as the user has said more."""
+    if [role_of(message) for message in view.messages[1:]] != ["assistant", "user"]:
+        return None
+    paid = Payback(cost_now=0, saved_per_request=1, num_expected_requests=1)
+    return Compaction(kind="summary", start=1, stop=2, num_removed_tokens=1, payback=paid, is_needed=True)
+
+
+async def test_a_fork_at_a_step_has_nothing_of_what_came_after_it(store: SessionStore, toolbox: Toolbox) -> None:
+    """Neither what the user said then, nor the summary that was written before it was answered."""
+    session = new_session(store)
+    context = Context(SYSTEM, toolbox.schemas, strategies=[once_full])
+    agent = Agent(ScriptedModel([saying("One."), saying("Summary.")]), context, toolbox, journal=session)
+    await agent.run("First.")
+    with pytest.raises(ModelFailed):
+        await agent.run("Second.")
+    _, resumed, step = store.resumed(session.id)
+    assert (step, len(resumed.history)) == (1, 3)
+    assert "Summary." in resumed.history.messages[1]["content"]
+    _, forked, step = store.forked(session.id, 1, model="m")
+    assert (step, [message["content"] for message in forked.history.messages]) == (1, ["First.", "One."])
+    with pytest.raises(SessionError, match="nothing to go on from at step 0"):
+        store.forked(session.id, 0, model="m")
+
+
+def test_what_is_no_text_does_not_keep_a_session_from_being_saved(store: SessionStore) -> None:
+    session = store.create(workspace=Path("/caf\udce9"), model="m")
+    context = Context("")
+    context.user("caf\udce9")
+    session.save(context, 0)
+    (info,) = store.sessions()
+    assert (info.title, info.workspace) == ("caf?", "/caf?")
+    assert store.resumed(session.id)[1].to_json() == context.to_json()
 
 
 async def test_messages_that_sessions_share_are_kept_once(store: SessionStore, toolbox: Toolbox) -> None:
@@ -290,11 +331,11 @@ values = st.recursive(
 
 @settings(max_examples=15)
 @given(st.lists(st.tuples(texts, values), max_size=6))
-def test_whatever_was_said_survives_byte_for_byte(tmp_path_factory: pytest.TempPathFactory, said: list[object]) -> None:
+def test_whatever_was_said_survives_byte_for_byte(tmp_path_factory: pytest.TempPathFactory, said: list[Said]) -> None:
     store = SessionStore(tmp_path_factory.mktemp("s") / "sessions.sqlite")
     session = new_session(store)
     context = Context("system \ud800", [], takes_late_tools=True)
-    for text, value in said:  # type: ignore[misc]
+    for text, value in said:
         context.note("n", text)
         context.user(text)
         context.assistant({"role": "assistant", "content": text, "more": value})

@@ -14,6 +14,7 @@ import pytest
 
 from kvstet.agent.confirmation import Yes
 from kvstet.agent.toolbox import Toolbox
+from kvstet.agent.tools import process
 from kvstet.agent.tools.environment import without_secrets
 from kvstet.agent.tools.process import run
 from kvstet.agent.tools.shell import Bash
@@ -51,9 +52,7 @@ async def test_there_is_no_input(toolbox: Toolbox) -> None:
 @pytest.mark.timeout(20)
 async def test_a_command_is_ended_after_its_time_with_all_its_children(toolbox: Toolbox, tmp_path: Path) -> None:
     begun = time.monotonic()
-    answer = await bash(
-        toolbox, "sleep 100 & echo $! > a; setsid sleep 100 & sleep 0.2; pgrep -n sleep > b; echo here; sleep 100", 1
-    )
+    answer = await bash(toolbox, "sleep 100 & echo $! > a; setsid sleep 100 & echo $! > b; echo here; sleep 100", 1)
     assert time.monotonic() - begun < 5
     assert answer == "here\n(It was ended after 1 seconds.)"
     for name in ("a", "b"):
@@ -68,6 +67,50 @@ async def test_what_a_command_leaves_running_is_ended_with_it(toolbox: Toolbox, 
     assert answer.endswith("done")
     for name in ("a", "b"):
         assert not is_running(int((tmp_path / name).read_text()))
+
+
+HOPPER = """
+import os, time
+beat = os.open("beat", os.O_CREAT | os.O_WRONLY)
+end = time.monotonic() + 8
+while time.monotonic() < end:
+    if os.fork():
+        os._exit(0)
+    os.pwrite(beat, b"%d" % os.getpid(), 0)
+"""
+
+
+@pytest.mark.timeout(20)
+async def test_a_child_that_is_another_process_at_every_moment_is_ended(toolbox: Toolbox, tmp_path: Path) -> None:
+    """As in a fork bomb, though there is never more than one."""
+    (tmp_path / "hopper.py").write_text(HOPPER)
+    await bash(toolbox, f"{sys.executable} hopper.py & while [ ! -s beat ]; do sleep 0.05; done")
+    await asyncio.sleep(0.2)
+    last = (tmp_path / "beat").read_text()
+    await asyncio.sleep(0.2)
+    assert (tmp_path / "beat").read_text() == last
+
+
+@pytest.mark.timeout(20)
+async def test_a_command_that_may_not_be_ended_is_not_waited_for(
+    toolbox: Toolbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program of another user: sudo."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(process, "_END_SECONDS", 0.1)
+    monkeypatch.setattr(os, "killpg", refuse)
+    monkeypatch.setattr(psutil.Process, "kill", refuse_of_psutil)
+    begun = time.monotonic()
+    assert await bash(toolbox, "exec sleep 2", 1) == "(It was ended after 1 seconds.)"
+    assert time.monotonic() - begun < 1.8
+    await asyncio.sleep(1)
+
+
+def refuse_of_psutil(child: psutil.Process) -> None:
+    raise psutil.AccessDenied(child.pid)
 
 
 @pytest.mark.timeout(20)

@@ -12,6 +12,7 @@ import pytest
 
 from kvstet.agent.confirmation import No, Scripted, Yes
 from kvstet.agent.toolbox import DECLINED, Toolbox, reading, workspace_tools
+from kvstet.agent.tools.ignore import Glob
 from kvstet.agent.tools.searching import Search
 from kvstet.agent.tools.workspace import Workspace
 
@@ -141,6 +142,44 @@ async def test_a_name_that_is_no_text_is_told_as_far_as_it_is(toolbox: Toolbox, 
         answer.encode()
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("pattern", ["*a*a*a*a*a*a*a*b", "**/*a*a*a*a*a*b", "**/a/**/a/**/a/**/b"])
+async def test_no_pattern_and_no_name_takes_long(toolbox: Toolbox, folder: Path, pattern: str) -> None:
+    """A listing runs in this process, where nothing can end a search that goes back and forth for ever."""
+    (folder / ("a" * 250)).touch()
+    (folder / "/".join("a" * 30)).mkdir(parents=True)
+    (folder / ".gitignore").write_text(f"{pattern}\n")
+    begun = time.monotonic()
+    assert await call(toolbox, "list", pattern=pattern) == "(Nothing is there.)"
+    assert time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "fits"),
+    [
+        ("*.py", "src/a.py", True),
+        ("/*.py", "src/a.py", False),
+        ("src/*.py", "src/a.py", True),
+        ("src/*.py", "src/b/a.py", False),
+        ("src/**/*.py", "src/a.py", True),
+        ("src/**/*.py", "src/b/c/a.py", True),
+        ("**/b/*", "b/a", True),
+        ("b/**", "b/c/a", True),
+        ("b/**", "b", False),
+        ("**", "b/c", True),
+        ("a**c", "abc", True),
+        ("a**c", "a/c", False),
+        ("[ab].py", "b.py", True),
+        ("[!ab].py", "b.py", False),
+        ("[z-a", "[z-a", True),
+        ("a?c", "a/c", False),
+        ("a.c", "abc", False),
+    ],
+)
+def test_patterns_are_read_as_git_reads_them(pattern: str, path: str, fits: bool) -> None:
+    assert Glob.of(pattern).fits(path) == fits
+
+
 async def test_a_listing_by_pattern_names_files_only(toolbox: Toolbox) -> None:
     assert await call(toolbox, "list", pattern="*.py") == "src/stats.py"
     assert await call(toolbox, "list", pattern="src/**/*.py") == "src/stats.py"
@@ -232,7 +271,7 @@ async def test_an_edit_replaces_what_is_there_once(toolbox: Toolbox, folder: Pat
     [
         ("median", "has no such text. Read the file again."),
         ("def mean(xs):\n  return", "Its first line stands in line 1"),
-        ("xs", "This text is 3 times in"),
+        ("xs", "This text is more than once in"),
     ],
 )
 async def test_an_edit_of_what_is_absent_or_ambiguous_changes_nothing(
@@ -325,3 +364,27 @@ def test_schemas_are_plain_and_described(toolbox: Toolbox) -> None:
         assert parameters["type"] == "object"
         assert "$ref" not in json.dumps(schema)
         assert all(field["description"] for field in parameters["properties"].values())
+
+
+async def test_line_ends_are_the_files_own_even_where_the_old_text_has_none(toolbox: Toolbox, folder: Path) -> None:
+    (folder / "dos.txt").write_bytes(b"one\r\ntwo\r\n")
+    await call(toolbox, "edit", path="dos.txt", old="one", new="one\n1.5")
+    assert (folder / "dos.txt").read_bytes() == b"one\r\n1.5\r\ntwo\r\n"
+    (folder / "mixed.txt").write_bytes(b"one\ntwo\r\n")
+    await call(toolbox, "edit", path="mixed.txt", old="one", new="one\n1.5")
+    assert (folder / "mixed.txt").read_bytes() == b"one\n1.5\ntwo\r\n"
+
+
+async def test_a_text_that_overlaps_itself_is_there_twice(toolbox: Toolbox, folder: Path) -> None:
+    (folder / "a.txt").write_text("aXaXa")
+    assert "more than once" in await call(toolbox, "edit", path="a.txt", old="aXa", new="b")
+
+
+@pytest.mark.parametrize("new", ["one\ntwo\n", "one\r\ntwo", "one\r\ntwo\u2028"])
+async def test_a_change_of_line_ends_is_seen_before_it_is_allowed(folder: Path, new: str) -> None:
+    (folder / "dos.txt").write_bytes(b"one\r\ntwo\r\n")
+    confirmation = Scripted([False])
+    toolbox = Toolbox(workspace_tools(Workspace(folder), {}), confirmation)
+    assert await call(toolbox, "write", path="dos.txt", content=new) == DECLINED
+    (action,) = confirmation.asked
+    assert any(line.startswith("-") and not line.startswith("---") for line in action.detail.split("\n"))

@@ -7,12 +7,10 @@ from typing import cast
 from urllib.parse import urlsplit
 
 from kvstet.agent.model import Endpoint
-from kvstet.context.breakpoints import Marking
-from kvstet.context.payback import LOCAL, Rates
+from kvstet.context.arranging.breakpoints import Marking
 from kvstet.dialects.dialect import DialectName, dialect_named
 from kvstet.errors import InvalidRequest
-from kvstet.providers.prices import Price
-from kvstet.providers.provider import CacheRule, Provider
+from kvstet.providers.provider import Provider
 
 KEY_VARIABLE = "KVSTET_API_KEY"
 """Holds the key of a server that the table does not know."""
@@ -42,21 +40,6 @@ def endpoint_of(
         dialect=spoken,
         headers={**provider.headers, **_credential(provider, spoken, environment, key_variable)},
         marking=Marking.by(provider.rule_for(model, spoken)),
-    )
-
-
-def rates_of(provider: Provider, rule: CacheRule, price: Price | None) -> Rates:
-    """What cached, written and generated tokens cost beside a fresh one, where it is known; else as most have it."""
-    if provider.is_local:
-        return LOCAL
-    usual = Rates()
-    read, write, output = rule.read_factor, rule.write_factor, None
-    if price is not None:
-        read, write, output = map(price.factor, (price.cache_read, price.cache_write, price.output))
-    return Rates(
-        read=usual.read if read is None else read,
-        write=1.0 if write is None else write,
-        output=usual.output if output is None else output,
     )
 
 
@@ -91,6 +74,4 @@ def _credential(
         if place is None or provider.is_local:
             return {}
         raise InvalidRequest(f"{provider.title} needs a key: put it into the variable {variable}.")
-    if place is None:
-        return {"x-api-key": key} if dialect == "messages" else {"authorization": f"Bearer {key}"}
-    return {place.header: f"{place.scheme} {key}".strip()}
+    return dict([provider.key_field(dialect, key)])

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kvstet.agent.meter import Step
-from kvstet.context.compaction import Compaction
+from kvstet.context.writing.compaction import Compaction
 from kvstet.dialects.reply import Delta
 from kvstet.dialects.whole import Call
 from kvstet.errors import ModelFailed

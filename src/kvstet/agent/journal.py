@@ -11,7 +11,7 @@ class Journal(Protocol):
     """Keeps a conversation."""
 
     def save(self, context: Context, step: int) -> None:
-        """It stands so now: in the step that ends with so many of the model's replies. Raises SessionError."""
+        """It stands so now: after so many of the model's replies. Raises SessionError."""
         ...
 
 

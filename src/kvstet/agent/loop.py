@@ -20,7 +20,7 @@ from kvstet.agent.model import ModelClient
 from kvstet.agent.surroundings import Surroundings, nothing
 from kvstet.agent.toolbox import Toolbox
 from kvstet.context.conversation import Context
-from kvstet.context.payback import Rates
+from kvstet.context.writing.payback import Rates
 from kvstet.dialects.request import Request, Terms
 from kvstet.dialects.whole import Call, Reply
 
@@ -91,8 +91,7 @@ class Agent:
         for name, text in (await self._surroundings()).items():
             self._context.note(name, text)
         self._context.user(task)
-        # It belongs to the step that answers it: whoever forks at a step gets what was answered, and no more.
-        self._journal.save(self._context, self._step + 1)
+        self._save()
 
     async def _ask(self) -> Reply:
         answer = await self._asker.ask(self._request(self._context.request()), self._watch)

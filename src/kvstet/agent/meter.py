@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from kvstet.money.bill import Bill, Total, bill_of, total_of
+from kvstet.money.bill import Bill, Total, bill_of, read_share, total_of
 from kvstet.types import Usage
 
 BillOf = Callable[[Usage], Bill]
@@ -65,17 +65,9 @@ def total_line(steps: Sequence[Step]) -> str:
     return f"total of {len(steps)} request{'' if len(steps) == 1 else 's'}: {_line(steps)}"
 
 
-def hit_rate(usages: Iterable[Usage]) -> float | None:
-    """The part of the prompt tokens that a cache had, 0 to 1, over the requests that say so; None: none does."""
-    pairs = [(usage.num_cache_read_tokens, usage.num_input_tokens) for usage in usages]
-    told = [(read, whole) for read, whole in pairs if read is not None and whole]
-    num_tokens = sum(whole for _, whole in told)
-    return sum(read for read, _ in told) / num_tokens if num_tokens else None
-
-
 def _line(steps: Sequence[Step]) -> str:
     usages = [step.bill.usage for step in steps]
-    rate = hit_rate(usages)
+    rate = read_share(usages)
     share = "" if rate is None else f" ({rate:.1%})"
     parts = [
         f"prompt {_number(usage.num_input_tokens for usage in usages)}",

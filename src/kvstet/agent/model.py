@@ -13,8 +13,9 @@ from typing import Protocol
 import httpx
 
 from kvstet.api.guards import is_loopback
-from kvstet.context.breakpoints import Marking, marked
+from kvstet.context.arranging.breakpoints import Marking, marked
 from kvstet.dialects.dialect import DialectName, StreamReader, dialect_named
+from kvstet.dialects.failures import failure_in_body
 from kvstet.dialects.reply import (
     ArgumentsDelta,
     CallBegin,
@@ -122,7 +123,7 @@ class HttpModel:
             raise ModelFailed(f"{self._endpoint.title} did not answer as an API does: {error}", status=502) from None
 
     def _refusal(self, response: httpx.Response, data: bytes) -> ModelFailed:
-        failure = self._dialect.read_error(response.status_code, data)
+        failure = failure_in_body(response.status_code, data)
         return ModelFailed(
             f"{self._endpoint.title} answered {response.status_code}: {failure.message}",
             status=response.status_code,
@@ -140,7 +141,7 @@ class HttpModel:
             raise ModelFailed(f"{title} did not {what} in time.") from None
         except httpx.ConnectError as error:
             raise ModelFailed(f"{title} cannot be reached: {error}.") from None
-        except (httpx.LocalProtocolError, httpx.InvalidURL, httpx.UnsupportedProtocol):
+        except (httpx.LocalProtocolError, httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeEncodeError):
             raise ModelFailed(f"{title} cannot be asked: its address or key is not valid.", status=400) from None
         except httpx.HTTPError as error:
             raise ModelFailed(f"{title} broke the connection off ({type(error).__name__}).") from None

@@ -1,8 +1,8 @@
 """Sessions in SQLite, saved message by message, to be resumed and forked.
 
-Messages are kept once, each under the id that chains it to all before it (`kvstet.context.history`), as git keeps
-commits. So a session is a row of saves, each of which names its last message; a fork shares what it begins with, and
-what a compaction took away can still be gone back to.
+Messages are kept once, each under the id that chains it to all before it (`kvstet.context.writing.history`), as git
+keeps commits. So a session is a row of saves, each of which names its last message; a fork shares what it begins with,
+and what a compaction took away can still be gone back to.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from kvstet.context.conversation import Context
-from kvstet.context.history import Entry, EntryId, History
+from kvstet.context.writing.history import Entry, EntryId, History
 from kvstet.errors import BrokenHistory, SessionError
 
 _BUSY_SECONDS = 10.0
@@ -38,6 +38,13 @@ CREATE TABLE IF NOT EXISTS saves (
     session TEXT NOT NULL REFERENCES sessions (id), number INTEGER NOT NULL, step INTEGER NOT NULL, head TEXT NOT NULL,
     frame TEXT NOT NULL, PRIMARY KEY (session, number)
 ) WITHOUT ROWID;
+"""
+
+_LATEST = "SELECT step, head, frame FROM saves WHERE session = :session ORDER BY number DESC LIMIT 1"
+
+_AT_STEP = """
+SELECT step, head, frame FROM saves LEFT JOIN entries ON entries.id = head
+WHERE session = :session AND step <= :step AND json_extract(text, '$.role') IS NOT 'user' ORDER BY number DESC LIMIT 1
 """
 
 _CHAIN = """
@@ -84,7 +91,7 @@ class SessionStore:
     def create(self, *, workspace: Path, model: str, parent: str | None = None, title: str = "") -> Session:
         """A new session, under an id of its own."""
         id = f"{time.strftime('%Y%m%d')}-{secrets.token_hex(4)}"
-        row = (id, parent, title, str(workspace), model, time.time(), time.time())
+        row = (id, parent, title, _readable(str(workspace)), _readable(model), time.time(), time.time())
         with self._transaction() as database:
             database.execute("INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?)", row)
         return Session(self, id)
@@ -115,7 +122,8 @@ class SessionStore:
         return Session(self, id), context, step
 
     def forked(self, id: str, step: int | None, *, model: str) -> tuple[Session, Context, int]:
-        """A new session that goes on from another's step; None: from its end."""
+        """A new session that goes on from another's step, with what its calls returned and before the user said more;
+        None: from its end."""
         origin = self.named(id)
         context, step = self._context(origin.id, step)
         parent = f"{origin.id}@{step}"
@@ -138,9 +146,8 @@ class SessionStore:
             )
 
     def _context(self, id: str, step: int | None) -> tuple[Context, int]:
-        query = "SELECT step, head, frame FROM saves WHERE session = ? AND step <= ? ORDER BY number DESC LIMIT 1"
         with self._transaction() as database:
-            row = database.execute(query, (id, (1 << 62) if step is None else step)).fetchone()
+            row = database.execute(_LATEST if step is None else _AT_STEP, {"session": id, "step": step}).fetchone()
             if row is None:
                 where = "" if step is None else f" at step {step}"
                 raise SessionError(f"Session {id} has nothing to go on from{where}.")
@@ -152,7 +159,7 @@ class SessionStore:
             raise SessionError(f"Session {id} is damaged: {error}") from error
         if context.history.head != row["head"]:
             raise SessionError(f"Session {id} is damaged: messages are missing.")
-        return context, int(row["step"]) - _is_unanswered(context)
+        return context, int(row["step"])
 
     @contextmanager
     def _transaction(self) -> Generator[sqlite3.Connection]:
@@ -203,19 +210,18 @@ def _add_entries(database: sqlite3.Connection, history: History) -> None:
             return
 
 
-def _is_unanswered(context: Context) -> bool:
-    """Its last step had only begun: nobody has replied to what the user said."""
-    messages = context.history.messages
-    return bool(messages) and messages[-1].get("role") == "user"
-
-
 def _title(context: Context) -> str:
     for message in context.history.messages:
         content: object = message.get("content")
         if message.get("role") == "user" and isinstance(content, str):
             said = content.rpartition("</system-reminder>")[2]
-            return " ".join(said.split())[:_MAX_TITLE_CHARACTERS]
+            return _readable(" ".join(said.split()))[:_MAX_TITLE_CHARACTERS]
     return ""
+
+
+def _readable(text: str) -> str:
+    """For a list of sessions. Names of folders, and what is typed, need not be text; what SQLite keeps has to be."""
+    return text.encode(errors="replace").decode()
 
 
 @contextmanager

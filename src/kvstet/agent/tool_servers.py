@@ -11,8 +11,8 @@ import json
 import re
 import shlex
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -78,7 +78,7 @@ class ToolServers:
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             for command in self._commands:
-                self._clients[command.name] = await _started(command, self._folder, stack)
+                self._clients[command.name] = await stack.enter_async_context(_running(command, self._folder))
             self._stack = stack.pop_all()
         return self
 
@@ -87,8 +87,14 @@ class ToolServers:
         await self._stack.aclose()
 
     async def tools(self) -> Sequence[Tool]:
-        """What the servers offer now; one that does not answer any more offers nothing."""
-        return [tool for name, client in self._clients.items() for tool in await _tools(name, client)]
+        """What the servers offer now. One that does not answer offers nothing, and is not waited for again."""
+        found: list[Tool] = []
+        for name, client in list(self._clients.items()):
+            tools = await _tools(name, client)
+            if tools is None:
+                del self._clients[name]
+            found += tools or ()
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +129,8 @@ class _ServerTool:
         return text
 
 
-async def _started(command: ServerCommand, folder: Path, stack: AsyncExitStack) -> Client:
+@asynccontextmanager
+async def _running(command: ServerCommand, folder: Path) -> AsyncGenerator[Client]:
     try:
         from mcp import Client, MCPError, StdioServerParameters, stdio_client
     except ImportError:
@@ -132,14 +139,16 @@ async def _started(command: ServerCommand, folder: Path, stack: AsyncExitStack) 
         command=command.words[0], args=list(command.words[1:]), env=dict(command.environment), cwd=folder
     )
     # What it says there is for whoever looks why it does not start, and would be in the way on the terminal.
-    errors = stack.enter_context(tempfile.TemporaryFile("w+", errors="replace"))  # noqa: SIM115 - the stack closes it
-    client = Client(stdio_client(parameters, errors), read_timeout_seconds=START_SECONDS, cache=None)
-    try:
-        return await stack.enter_async_context(client)
-    except (MCPError, OSError, ValueError, TimeoutError, ExceptionGroup) as error:
-        errors.seek(0)
-        last = one_line((errors.read().strip().splitlines() or [_reason(error)])[-1], 300)
-        raise ServerFailed(f"The tool server {command.name} does not start: {last}") from None
+    with tempfile.TemporaryFile("w+", errors="replace") as errors:
+        async with AsyncExitStack() as stack:
+            client = Client(stdio_client(parameters, errors), read_timeout_seconds=START_SECONDS, cache=None)
+            try:
+                await stack.enter_async_context(client)
+            except (MCPError, OSError, ValueError, TimeoutError, ExceptionGroup) as error:
+                errors.seek(0)
+                last = one_line((errors.read().strip().splitlines() or [_reason(error)])[-1], 300)
+                raise ServerFailed(f"The tool server {command.name} does not start: {last}") from None
+            yield client
 
 
 def _reason(error: BaseException) -> str:
@@ -148,7 +157,8 @@ def _reason(error: BaseException) -> str:
     return str(error)
 
 
-async def _tools(server: str, client: Client) -> list[Tool]:
+async def _tools(server: str, client: Client) -> list[Tool] | None:
+    """None: it has ended, hangs or speaks nonsense."""
     import anyio
     from mcp import MCPError
 
@@ -161,9 +171,10 @@ async def _tools(server: str, client: Client) -> list[Tool]:
             cursor = page.next_cursor
             if cursor is None or len(found) >= MAX_TOOLS:
                 break
-    except (MCPError, ValueError, TimeoutError, OSError, anyio.ClosedResourceError, anyio.BrokenResourceError):
-        # It has ended, or speaks nonsense: the model is told that its tools are gone.
-        return []
+    except (MCPError, ValueError, TimeoutError, OSError):
+        return None
+    except (anyio.ClosedResourceError, anyio.BrokenResourceError, anyio.EndOfStream):
+        return None
     return [_ServerTool(client, tool.name, _schema(server, tool)) for tool in found[:MAX_TOOLS]]
 
 

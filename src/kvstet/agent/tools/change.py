@@ -42,8 +42,9 @@ class Change:
         return f"{'Created' if found is None else 'Changed'} {self.path}, {num_lines:,} lines."
 
     def _diff(self) -> str:
-        old = [] if self.old is None else self.old.data.decode(errors="replace").splitlines()
-        new = self.text.encode(errors="replace").decode().splitlines()
+        # Only at \n: a change of line ends, or of what else passes for one, is to be seen.
+        old = [] if self.old is None else self.old.data.decode(errors="replace").split("\n")
+        new = self.text.encode(errors="replace").decode().split("\n")
         if len(old) + len(new) > _MAX_DIFF_LINES:
             return f"({len(old):,} lines become {len(new):,} lines.)"
         return "\n".join(difflib.unified_diff(old, new, self.path, self.path, lineterm="", n=2))

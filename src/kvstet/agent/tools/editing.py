@@ -44,15 +44,14 @@ def replaced(text: str, old: str, new: str, path: str) -> str:
     """The text with its one ``old`` replaced; line ends stay what they are in the file. ToolFailed."""
     if old == new:
         raise ToolFailed("The new text is the old one.")
-    if old not in text and "\r\n" in text:
+    if "\r\n" in text and (old not in text or "\n" not in text.replace("\r\n", "")):
         old, new = _with_returns(old), _with_returns(new)
-    match text.count(old):
-        case 0:
-            raise ToolFailed(f"{path!r} has no such text. {_hint(text, old)}")
-        case 1:
-            return text.replace(old, new)
-        case count:
-            raise ToolFailed(f"This text is {count} times in {path!r}. Give more of what stands around it.")
+    start = text.find(old)
+    if start < 0:
+        raise ToolFailed(f"{path!r} has no such text. {_hint(text, old)}")
+    if text.find(old, start + 1) >= 0:
+        raise ToolFailed(f"This text is more than once in {path!r}. Give more of what stands around it.")
+    return text[:start] + new + text[start + len(old) :]
 
 
 def _with_returns(text: str) -> str:

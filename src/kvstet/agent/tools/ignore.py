@@ -9,14 +9,44 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from fnmatch import translate
 
 _ALWAYS = frozenset({".git", "node_modules", "__pycache__", ".venv"})
 """Nobody looks for anything in these."""
 
-_MAX_STARS = 8
-"""A pattern with more is left out: it can take for ever to match."""
+_ANY = re.compile(".*", re.DOTALL)
 
-_TOKEN = re.compile(r"\*\*/|/\*\*$|\*+|\?|\[[^\]/]+\]|.", re.DOTALL)
+
+@dataclass(frozen=True, slots=True)
+class Glob:
+    """A pattern for whole paths: ``*``, ``?`` and ``[...]`` stand for a part of a name, ``**`` for any row of folders.
+
+    Patterns and names come from anybody, so none may take long: parts are tried name by name, and `fnmatch` never goes
+    back over what a star has taken.
+    """
+
+    parts: tuple[re.Pattern[str] | None, ...] = field(repr=False)
+    """One for each name of the path; None: for any number of them."""
+
+    @staticmethod
+    def of(pattern: str) -> Glob:
+        """As git reads it: without a slash it is of a name, at any depth."""
+        words = pattern.removeprefix("/").split("/")
+        parts = [None if word == "**" else re.compile(translate(word)) for word in words]
+        # At the end, ** is all that lies in a folder, and not the folder.
+        behind = [_ANY] if words[-1] == "**" else []
+        return Glob((*([] if "/" in pattern else [None]), *parts, *behind))
+
+    def fits(self, path: str) -> bool:
+        names = path.split("/")
+        # So many names may be those of the parts so far.
+        taken = {0}
+        for part in self.parts:
+            if part is None:
+                taken = set(range(min(taken, default=len(names) + 1), len(names) + 1))
+            else:
+                taken = {place + 1 for place in taken if place < len(names) and part.fullmatch(names[place])}
+        return len(names) in taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +55,7 @@ class Rule:
 
     base: str
     """Folder that it holds for, with a slash at its end, or empty."""
-    regex: re.Pattern[str] = field(repr=False)
+    glob: Glob
     """Of the path from that folder on."""
     is_negated: bool
     only_folders: bool
@@ -48,7 +78,7 @@ class Ignored:
         for rule in reversed(self.rules):
             if rule.only_folders and not is_folder:
                 continue
-            if path.startswith(rule.base) and rule.regex.fullmatch(path[len(rule.base) :]):
+            if path.startswith(rule.base) and rule.glob.fits(path[len(rule.base) :]):
                 return not rule.is_negated
         return False
 
@@ -56,37 +86,9 @@ class Ignored:
 def _rules(base: str, lines: Iterable[str]) -> Iterable[Rule]:
     for line in lines:
         pattern = line.rstrip()
-        if not pattern or pattern.startswith("#") or pattern.count("*") > _MAX_STARS:
+        if not pattern or pattern.startswith("#"):
             continue
         is_negated = pattern.startswith("!")
         pattern = pattern.removeprefix("!").removeprefix("\\")
         only_folders = pattern.endswith("/")
-        regex = glob_regex(pattern.rstrip("/"))
-        if regex is not None:
-            yield Rule(base, regex, is_negated, only_folders)
-
-
-def glob_regex(pattern: str) -> re.Pattern[str] | None:
-    """Matches whole paths as git does: a pattern without a slash, a name at any depth. None: it is no pattern."""
-    is_anchored = "/" in pattern
-    body = "".join(map(_translated, _TOKEN.findall(pattern.removeprefix("/"))))
-    try:
-        return re.compile(body if is_anchored else f"(?:.*/)?{body}", re.DOTALL)
-    except re.error:
-        return None
-
-
-def _translated(token: str) -> str:
-    match token:
-        case "**/":
-            return "(?:.*/)?"
-        case "/**":
-            return "/.*"
-        case "?":
-            return "[^/]"
-        case _ if token.startswith("*"):
-            return "[^/]*"
-        case _ if len(token) > 1:
-            return "[" + token[1:-1].replace("\\", "\\\\").replace("!", "^", token[1] == "!") + "]"
-        case _:
-            return re.escape(token)
+        yield Rule(base, Glob.of(pattern.rstrip("/")), is_negated, only_folders)

@@ -8,11 +8,10 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from kvstet.agent.tools.ignore import glob_regex
+from kvstet.agent.tools.ignore import Glob
 from kvstet.agent.tools.tool import Plan, Schema, arguments_of, schema_of
 from kvstet.agent.tools.walk import FoundEntry, walk
 from kvstet.agent.tools.workspace import Workspace
-from kvstet.errors import ToolFailed
 
 MAX_ENTRIES = 500
 MAX_SECONDS = 10.0
@@ -44,16 +43,14 @@ class List:
         return Plan(lambda: asyncio.to_thread(self._list, wanted))
 
     def _list(self, wanted: ListArguments) -> str:
-        regex = glob_regex(wanted.pattern) if wanted.pattern else None
-        if wanted.pattern and (regex is None or wanted.pattern.count("*") > 8):
-            raise ToolFailed(f"{wanted.pattern!r} is not a pattern.")
+        glob = Glob.of(wanted.pattern) if wanted.pattern else None
         deadline = time.monotonic() + MAX_SECONDS
         lines: list[str] = []
         for entry in walk(self._workspace, self._workspace.parts(wanted.path), max_depth=wanted.depth):
             if time.monotonic() > deadline or len(lines) >= MAX_ENTRIES:
                 lines.append("(There is more. List a folder below this one, or give a pattern.)")
                 break
-            if regex is None or (not entry.is_folder and regex.fullmatch(entry.path)):
+            if glob is None or (not entry.is_folder and glob.fits(entry.path)):
                 lines.append(_line(entry))
         return "\n".join(lines) or "(Nothing is there.)"
 

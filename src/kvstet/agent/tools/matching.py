@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kvstet.agent.tools.ignore import glob_regex
+from kvstet.agent.tools.ignore import Glob
 from kvstet.agent.tools.walk import walk
 from kvstet.agent.tools.workspace import Workspace, is_binary, read_at
 from kvstet.errors import ToolFailed
@@ -30,9 +30,9 @@ def question(workspace: Workspace, path: str, pattern: str, glob: str) -> str:
 
 def matches(asked: dict[str, Any]) -> Iterator[str]:
     """``path:number: line`` for each line that matches. ToolFailed, re.error."""
-    regex, glob = re.compile(asked["pattern"]), glob_regex(asked["glob"]) if asked["glob"] else None
+    regex, glob = re.compile(asked["pattern"]), Glob.of(asked["glob"]) if asked["glob"] else None
     for path, data in _files(Workspace(Path(asked["root"])), asked["path"]):
-        if (glob is None or glob.fullmatch(path)) and not is_binary(data):
+        if (glob is None or glob.fits(path)) and not is_binary(data):
             for number, line in enumerate(data.decode(errors="replace").splitlines(), 1):
                 if regex.search(line):
                     yield f"{path}:{number}: {line[:_MAX_LINE_CHARACTERS]}"

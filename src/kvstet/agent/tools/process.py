@@ -1,7 +1,8 @@
 """Running a command: for a time, in a process group of its own, without input, and with an end for all of its children.
 
 A child can leave its group. So every command has a mark in its environment, which its children inherit, and whoever
-bears it is ended with the command. Only a child that leaves its group *and* clears its environment lives on.
+bears it is ended with the command. Only a child that leaves its group *and* clears its environment lives on, or one
+that runs as another user, such as root.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ _PIPE_SECONDS = 0.2
 """How long what is left in the pipe is waited for, once all processes have ended."""
 _ROUNDS = 5
 """A child may start another one while the children are ended."""
+_END_SECONDS = 5.0
+"""How long a command that was killed is waited for: one of another user is not ended by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,9 @@ async def run(
             status = None
         finally:
             _end_all(process, mark)
-            await asyncio.shield(process.wait())
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_END_SECONDS):
+                    await asyncio.shield(process.wait())
         with suppress(TimeoutError):
             async with asyncio.timeout(_PIPE_SECONDS):
                 await output.is_at_end.wait()
@@ -126,9 +131,10 @@ def _pipe(output: _Output) -> Generator[tuple[_Output, int]]:
 
 def _end_all(process: asyncio.subprocess.Process, mark: str) -> None:
     """The command, its group, and whoever bears its mark."""
-    if process.returncode is None:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+    # Even where the command itself has ended: in its group, children may fork faster than anybody can look. Numbers are
+    # given out in turn, so that nobody else has this one yet. Not permitted: all that is left runs as another user.
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
     for _ in range(_ROUNDS):
         left = list(_marked(mark))
         if not left:
