@@ -15,25 +15,27 @@ many tokens were computed beyond the new text. The toys have random weights and 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import random
 import re
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Generator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 
+from kvstet.bench.servers import Local
+from kvstet.bench.software import Settings, Software
 from kvstet.cache.cache import Cache
 from kvstet.cache.disk import blobfile
 from kvstet.cache.disk.blobfile import Record
@@ -46,7 +48,6 @@ from kvstet.engine.fake import ATTENTION
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.toys import toy_path
 
-PORT = 18_441
 TOYS = ("llama-dense", "qwen35-dense", "gemma3-dense")
 WORDS = ["the", "tree", "keeps", "every", "span", "that", "an", "agent", "sent", "and", "forks", "it", "where"]
 MESSAGE_WORDS, TURN_WORDS = 600, 60
@@ -69,30 +70,19 @@ class Turn:
 @contextmanager
 def serving(model: Path, folder: Path) -> Generator[httpx.Client]:
     """A server of its own process group; killed at the end, the engine with it."""
-    arguments = ["serve", str(model), "--port", str(PORT), "--cache-dir", str(folder), "--parallel", "2"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "kvstet", *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    server = Local(Software("kvstet", version("kvstet"), command), Settings(model, folder, 0))
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=None, trust_env=False) as client:
-            wait_for_health(client, process)
+        asyncio.run(server.start())
+        with httpx.Client(base_url=server.url, timeout=None, trust_env=False) as client:
             yield client
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        server.kill()
 
 
-def wait_for_health(client: httpx.Client, process: subprocess.Popen[bytes]) -> None:
-    while process.poll() is None:
-        try:
-            if client.get("/health").status_code == httpx.codes.OK:
-                return
-        except httpx.TransportError:
-            time.sleep(0.05)
-    raise SystemExit("kvstet did not start.")
+def command(settings: Settings, port: int) -> list[str]:
+    """As long a context as the toy has, and its own template."""
+    arguments = ["serve", str(settings.model), "--port", str(port), "--cache-dir", str(settings.folder / "state")]
+    return [sys.executable, "-m", "kvstet", *arguments, "--parallel", "2"]
 
 
 def ask(client: httpx.Client, messages: list[Message], *, is_cold: bool = False) -> Turn:

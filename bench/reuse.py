@@ -21,25 +21,28 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
-import subprocess
 import sys
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from speed import PEER, PORT, Server, start
 
+from kvstet.agent.confirmation import Yes
 from kvstet.agent.events import Compacted, Event
 from kvstet.agent.loop import Agent
 from kvstet.agent.model import Endpoint, HttpModel, saying
-from kvstet.chat.builtin import builtin_template
-from kvstet.context.budget import Budget
-from kvstet.context.compaction import INSTRUCTION, PRUNED
+from kvstet.agent.toolbox import Toolbox
+from kvstet.agent.tools.tool import Plan, Tool
+from kvstet.bench.servers import Local
+from kvstet.bench.software import Settings, kvstet, wheel
 from kvstet.context.conversation import Context
-from kvstet.context.payback import LOCAL
+from kvstet.context.writing.budget import Budget
+from kvstet.context.writing.compaction import INSTRUCTION, PRUNED
+from kvstet.context.writing.payback import LOCAL
 from kvstet.demo.model import demo_model_path
 from kvstet.dialects.dialect import DialectName
 from kvstet.dialects.reply import Delta, UsageNews
@@ -52,8 +55,6 @@ from tests.toys import toy_path
 SYSTEM = "You are a coding agent. You work in one folder with the tools that you have.\n" + "\n".join(
     f"- Rule {number}: look before you change, and keep every change small enough to be read." for number in range(24)
 )
-TEMPLATE = "chatml-tools"
-"""For both servers: the tokenizer's own template shows no tools."""
 WORDS = ["parse", "token", "branch", "span", "cache", "index", "merge", "stock", "order", "price", "state", "reader"]
 OUTPUT_LINES = 70
 MAX_OUTPUT_CHARACTERS = 600
@@ -69,14 +70,29 @@ def tool(name: str) -> dict[str, Any]:
     return {"type": "function", "function": {**described, "parameters": parameters}}
 
 
+@dataclass(frozen=True)
+class Printing:
+    """A tool that looks at nothing."""
+
+    schema: dict[str, Any]
+    output: Callable[[], str]
+    only_reads = True
+
+    async def plan(self, arguments: str) -> Plan:
+        async def run() -> str:
+            return self.output()
+
+        return Plan(run)
+
+
 class Tools:
-    """A toolbox: what there is depends on the turn."""
+    """A source of tools: what there is depends on the turn."""
 
     def __init__(self) -> None:
         self.turn = 0
         self._random = random.Random(7)
 
-    async def refresh(self) -> list[dict[str, Any]]:
+    async def tools(self) -> Sequence[Tool]:
         names = ["read", "list", "search", "edit"]
         if self.turn >= 8:
             names.append("lint")
@@ -84,9 +100,9 @@ class Tools:
             names += ["profile"]
         if self.turn >= 30:
             names.remove("search")
-        return [tool(name) for name in names]
+        return [Printing(tool(name), self._output) for name in names]
 
-    async def call(self, name: str, arguments: str) -> str:
+    def _output(self) -> str:
         lines = (" ".join(self._random.choices(WORDS, k=6)) for _ in range(OUTPUT_LINES))
         return "\n".join(f"{number:4d}  {line}" for number, line in enumerate(lines, 1))
 
@@ -200,6 +216,7 @@ async def play(url: str, dialect: DialectName, kind: type[Context], turns: int, 
     path = "/v1/messages" if dialect == "messages" else "/v1/chat/completions"
     model = HttpModel(Endpoint(title="server", url=url + path, dialect=dialect))
     scripted, tools, compactions = Scripted(model), Tools(), 0
+    toolbox = Toolbox([], Yes(), source=tools)
 
     def watch(event: Event) -> None:
         nonlocal compactions
@@ -214,7 +231,7 @@ async def play(url: str, dialect: DialectName, kind: type[Context], turns: int, 
     context = kind(
         # Each session begins otherwise, so that none finds what another one left.
         f"Session of {dialect}, {kind.__name__}.\n{SYSTEM}",
-        await tools.refresh(),
+        await toolbox.refresh(),
         budget=Budget(context_length=context_length, num_reserved_tokens=context_length // 16, keep_share=0.1),
         takes_late_tools=True,
         max_output_characters=MAX_OUTPUT_CHARACTERS,
@@ -222,7 +239,7 @@ async def play(url: str, dialect: DialectName, kind: type[Context], turns: int, 
     agent = Agent(
         scripted,
         context,
-        tools,  # type: ignore[arg-type]
+        toolbox,
         model_name="served",
         terms=Terms(is_streamed=True, includes_usage=True),
         rates=LOCAL,
@@ -239,13 +256,10 @@ async def play(url: str, dialect: DialectName, kind: type[Context], turns: int, 
     return Result(read / whole, whole, whole - read, len(scripted.usages), compactions)
 
 
-def servers(model: str, context_length: int) -> Iterable[Server]:
-    kvstet = ["-m", "kvstet", "serve", model, "--port", str(PORT), "--no-cache-disk", "--anticipate", "off"]
-    template = ["--chat-template", TEMPLATE]
-    yield start("kvstet", [sys.executable, *kvstet, "-c", str(context_length), *template], PORT)
-    peer = [model, str(context_length), "1", str(PORT + 1), "2", builtin_template(TEMPLATE)]
-    code = PEER.replace("server =", "p.chat_template, p.use_jinja = sys.argv[6], True\nserver =")
-    yield start("llama.cpp", [sys.executable, "-c", code, *peer], PORT + 1)
+def servers(model: Path, context_length: int, folder: Path) -> Iterable[Local]:
+    settings = Settings(model, folder, context_length, parallel=1)
+    for software in (kvstet("--no-cache-disk", "--anticipate", "off"), wheel()):
+        yield Local(software, settings)
 
 
 def main() -> int:
@@ -262,26 +276,24 @@ def main() -> int:
         table.add_column(name, justify="left" if name in ("server", "dialect", "rules") else "right")
     worst = 1.0
     console = Console(width=150)
-    for server in servers(str(model), arguments.context):
-        try:
-            for dialect in ("chat", "messages"):
-                for name, kind in variants.items():
-                    if kind is not Context and dialect != "chat":
-                        continue  # Broken in one dialect, a rule is broken in the other.
-                    result = asyncio.run(play(server.url, dialect, kind, arguments.turns, arguments.context))
-                    if kind is Context:
-                        worst = min(worst, result.reuse)
-                    numbers = (result.num_computed, result.num_tokens, result.num_requests, result.num_compactions)
-                    table.add_row(
-                        server.name, dialect, name, f"{result.reuse:.1%}", *(f"{number:,}" for number in numbers)
-                    )
-                    console.print(f"{server.name} {dialect} {name}: {result.reuse:.1%}", highlight=False)
-        finally:
-            server.process.terminate()
+    with tempfile.TemporaryDirectory(prefix="kvstet-reuse-") as folder:
+        for server in servers(model, arguments.context, Path(folder)):
             try:
-                server.process.wait(20)
-            except subprocess.TimeoutExpired:
-                server.process.kill()
+                asyncio.run(server.start())
+                for dialect in ("chat", "messages"):
+                    for name, kind in variants.items():
+                        if kind is not Context and dialect != "chat":
+                            continue  # Broken in one dialect, a rule is broken in the other.
+                        result = asyncio.run(play(server.url, dialect, kind, arguments.turns, arguments.context))
+                        if kind is Context:
+                            worst = min(worst, result.reuse)
+                        numbers = (result.num_computed, result.num_tokens, result.num_requests, result.num_compactions)
+                        table.add_row(
+                            server.name, dialect, name, f"{result.reuse:.1%}", *(f"{number:,}" for number in numbers)
+                        )
+                        console.print(f"{server.name} {dialect} {name}: {result.reuse:.1%}", highlight=False)
+            finally:
+                server.kill()
     console.print(table)
     return int(worst <= ENOUGH)
 

@@ -23,32 +23,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from kvstet.cli.traces import read_lines
-from kvstet.context.lens import DialectName
-from kvstet.context.optimiser import Optimiser
+from kvstet.context.arranging.lens import DialectName
+from kvstet.context.arranging.optimiser import Optimiser
 from kvstet.context.outputs import DEFAULT_CHARACTERS
 from kvstet.dialects.dialect import dialect_named
 from kvstet.errors import InvalidRequest
 from kvstet.providers.cost import cost_of
 from kvstet.providers.provider import CacheRule, Provider, provider_named
 from kvstet.providers.simulator import Ideal, Simulator
+from kvstet.traces.reading import read_trace
 from kvstet.types import Usage
 
 TRACES = Path(__file__).parents[1] / "tests" / "data" / "traces"
-SESSIONS = ("*-requests.jsonl.xz",)
-"""Not sessions: requests that were picked from several."""
+NO_SESSIONS = ("*-requests.jsonl.xz",)
+"""Requests that were picked from several."""
 
 MODELS = ("anthropic/claude-sonnet-5", "openai/gpt-5.6", "openai/gpt-5.1")
 MAX_COST = 0.25
 MAX_ABOVE_BEST = 1.05
 SECONDS_BETWEEN = 5.0
 """Recorded replies came at once; a model takes its time."""
-
-PATHS: dict[str, DialectName] = {"/chat/completions": "chat", "/messages": "messages", "/responses": "responses"}
 
 
 @dataclass(frozen=True)
@@ -60,17 +57,13 @@ class Sent:
 
 def session(path: Path) -> Iterator[Sent]:
     """The requests of a recording that make a prompt."""
-    for line in read_lines(path).splitlines():
-        entry = msgspec.json.decode(line)
-        if entry.get("dir") != "request" or not entry.get("body_raw"):
-            continue
-        dialect = next((name for end, name in PATHS.items() if entry["path"].partition("?")[0].endswith(end)), None)
+    for exchange in read_trace(path):
         try:
-            body = msgspec.json.decode(entry["body_raw"])
-        except msgspec.DecodeError:
+            body = exchange.body
+        except InvalidRequest:
             continue
-        if dialect is not None and isinstance(body, dict):
-            yield Sent(body, dialect, float(entry.get("t", 0.0)))
+        if exchange.dialect is not None:
+            yield Sent(body, exchange.dialect.name, exchange.request.t)
 
 
 def translated(requests: Iterable[Sent], provider: Provider, model: str) -> list[Sent]:
@@ -130,7 +123,7 @@ def measure(names: Sequence[str], model: str, cut: int) -> tuple[Table, bool]:
     rows: list[tuple[float, ...]] = []
     for path in sorted(path for pattern in names for path in TRACES.glob(pattern)):
         requests = translated(session(path), provider, name)
-        if not requests or any(path.match(pattern) for pattern in SESSIONS):
+        if not requests or any(path.match(pattern) for pattern in NO_SESSIONS):
             continue
         rule = provider.rule_for(name, requests[0].dialect)
         sent = simulated(requests, rule, name)
@@ -142,6 +135,8 @@ def measure(names: Sequence[str], model: str, cut: int) -> tuple[Table, bool]:
         table.add_row(path.name.partition(".")[0], str(len(requests)), f"{whole:,}", *told(costs))
         if "aider" not in path.name:
             rows.append(tuple(costs))
+    if not rows:
+        return table, True
     means = [statistics.mean(column) for column in zip(*rows, strict=True)]
     table.add_section()
     table.add_row("mean, without aider", "", "", *told(means))
