@@ -14,6 +14,7 @@ from kvstet.cli.recordings import read_recording, recorded_requests
 from kvstet.config import ApiKey
 from kvstet.engine.fake_client import ScriptedEngine
 from kvstet.errors import InvalidRequest
+from kvstet.traces.reading import exchanges, lines_in
 
 
 def explain(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str]:
@@ -53,8 +54,9 @@ def test_bodies_alone_are_explained_without_replies():
         {"messages": [{"role": "user", "content": "Hi"}]},
         {"body": {"messages": [{"role": "user", "content": "Hi"}]}},
     ]
-    data = b"\n".join(json.dumps(line).encode() for line in [*lines, {"header": 1}]) + b"\nno JSON\n\n"
-    assert [(request.number, request.reply) for request in recorded_requests(data)] == [(1, None), (2, None)]
+    data = [*(json.dumps(line).encode() for line in [*lines, {"header": 1}]), b"no JSON", b""]
+    found = recorded_requests(exchanges(lines_in(data)))
+    assert [(request.number, request.reply) for request in found] == [(1, None), (2, None)]
 
 
 def test_what_holds_no_requests_is_said(tmp_path: Path):

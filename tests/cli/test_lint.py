@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from typer.testing import CliRunner, Result
 
 from kvstet.cli.lint import sent_requests
 from kvstet.cli.main import app
-from kvstet.cli.traces import read_lines
 
 PROMPT = "You are an agent.\nToday's date: 2026-11-22\nBe [bold]careful[/bold] with /home.\n"
 
@@ -75,7 +75,7 @@ def test_recorded_sessions_are_linted_in_every_dialect(name: str, expected: str)
 
 @pytest.mark.parametrize(("name", "number"), [("claude-requests", 5), ("codex-requests", 26), ("claude", 23)])
 def test_requests_are_found_in_every_form(name: str, number: int):
-    assert len(list(sent_requests(read_lines(TRACES / f"{name}.jsonl.xz")))) == number
+    assert len(list(sent_requests(lzma.decompress((TRACES / f"{name}.jsonl.xz").read_bytes())))) == number
 
 
 def recording(path: Path, *bodies: Any) -> Path:

@@ -14,6 +14,7 @@ from typer.exceptions import TyperException
 from kvstet.cli.main import app
 from kvstet.cli.models.configuration import BadModels
 from kvstet.config import MIB, Lora, ModelOptions, ServedOptions, ServerOptions
+from kvstet.traces.recorder import Recorder
 
 FILE = """
 [server]
@@ -46,6 +47,7 @@ class Run:
     server: ServerOptions
     preload: tuple[str, ...]
     unload_after_seconds: float | None
+    recorder: Recorder | None
 
     @property
     def names(self) -> list[str | None]:

@@ -26,7 +26,7 @@ def lines(*entries: object) -> bytes:
 
 
 def test_the_demo_session_is_taken_whole():
-    trace = parse_trace(files("kvstet.demo").joinpath("session.jsonl").read_bytes())
+    trace = parse_trace(files("kvstet.demo").joinpath("session.jsonl").read_bytes().splitlines())
     session = load_session()
     assert [request.label for request in trace.requests] == [request.label for request in session.requests]
     assert [request.fields.messages for request in trace.requests] == [
@@ -45,7 +45,7 @@ def test_of_recorded_exchanges_the_chat_requests_are_taken():
             exchange("/v1/messages?beta=true", {"messages": MESSAGES}),
             exchange("/v1/responses", {"input": []}),
             exchange("/v1/chat/completions?x=1", {"messages": MESSAGES}),
-        )
+        ).splitlines()
     )
     assert [request.label for request in trace.requests] == ["request 1", "request 2"]
     assert trace.requests[0].fields.reasoning_effort == "low"
@@ -56,7 +56,8 @@ def test_of_recorded_exchanges_the_chat_requests_are_taken():
 
 
 def test_bare_bodies_and_empty_lines_will_do():
-    trace = parse_trace(b"\n" + lines({"messages": MESSAGES}, {"client": "a header"}, {"messages": MESSAGES}) + b"\n\n")
+    data = b"\n" + lines({"messages": MESSAGES}, {"client": "a header"}, {"messages": MESSAGES}) + b"\n\n"
+    trace = parse_trace(data.splitlines())
     assert len(trace.requests) == 2 and trace.skipped == ()
 
 
@@ -68,12 +69,12 @@ def test_bare_bodies_and_empty_lines_will_do():
         (b"\xff\xfe", "not a JSON object"),
         (lines({"messages": []}), "not a chat request"),
         (lines({"messages": "Hi"}), "not a chat request"),
-        (lines({"body": 3}), "not a chat request"),
+        (lines({"body": 3}), "not a JSON object"),
         (lines(exchange("/v1/chat/completions", [1])), "not a JSON object"),
     ],
 )
 def test_a_line_that_cannot_be_used_is_counted(line: bytes, words: str):
-    trace = parse_trace(line + b"\n" + lines({"messages": MESSAGES}))
+    trace = parse_trace((line + b"\n" + lines({"messages": MESSAGES})).splitlines())
     assert len(trace.requests) == 1
     ((reason, count),) = trace.skipped
     assert words in reason and count == 1

@@ -6,12 +6,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from kvstet.agent.endpoint import KEY_VARIABLE, address, endpoint_of, rates_of
+from kvstet.agent.endpoint import KEY_VARIABLE, address, endpoint_of
 from kvstet.agent.meter import Meter, Step
 from kvstet.agent.model import Endpoint
 from kvstet.cli.clients.server import CannotLaunch, ask, base_url
-from kvstet.context.budget import Budget
-from kvstet.context.payback import Rates
+from kvstet.context.writing.budget import Budget
+from kvstet.context.writing.payback import Rates
 from kvstet.errors import InvalidRequest
 from kvstet.money.bill import Bill, bill_of
 from kvstet.money.entry import LedgerEntry, entry_of
@@ -106,7 +106,7 @@ def chosen(choice: Choice, environment: Mapping[str, str]) -> Chosen:
         endpoint=endpoint,
         model=model,
         context_length=context_length or default,
-        rates=rates_of(provider, rule, price_of(provider, model)),
+        rates=Rates.of(provider, rule, price_of(provider, model)),
         secrets=(key,),
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,40 +14,48 @@ from rich.table import Table
 
 from kvstet.api.access import gather_keys
 from kvstet.api.guards import host_name, origin
+from kvstet.api.recording import recording
 from kvstet.api.server import DRAIN_SECONDS
 from kvstet.api.sessions import VERDICTS
-from kvstet.cli.clients.client import KEY_VARIABLE
 from kvstet.cli.console import stderr_console
-from kvstet.cli.serve import KEY_FILE_VARIABLE, option
+from kvstet.cli.options import (
+    ACCESS,
+    SERVER,
+    UPSTREAM,
+    AllowedHosts,
+    ApiKeyFile,
+    ApiKeys,
+    Host,
+    Port,
+    UpstreamDialects,
+    UpstreamName,
+    UpstreamProvider,
+    option,
+)
+from kvstet.cli.recording import Record, recorder_in
 from kvstet.config import MIB, ApiKey, ServerOptions
 from kvstet.errors import InvalidRequest
-from kvstet.gateway.building import GatewayOptions, build, provider_of, upstream_of
-from kvstet.gateway.changes import known_changes
-from kvstet.gateway.preparing import Models
+from kvstet.gateway.building import GatewayOptions, build
+from kvstet.gateway.changing.changes import known_changes
+from kvstet.gateway.changing.preparer import Models
 from kvstet.gateway.server import run as run_server
 from kvstet.gateway.server import serve
-from kvstet.gateway.upstream import CONNECT_SECONDS, READ_SECONDS
+from kvstet.gateway.upstream import CONNECT_SECONDS, READ_SECONDS, Upstream
+from kvstet.traces.recorder import Recorder
 
 console = stderr_console()
 
 DEFAULT_PORT = 8090
 
-UPSTREAM, SERVER, ACCESS, CHANGING = "Upstream", "Server", "Access", "What is changed"
+CHANGING = "What is changed"
 
 
 def gateway(
     context: typer.Context,
-    upstream: Annotated[
-        str, option("--upstream", panel=UPSTREAM, text="Name of a provider (anthropic, openai ...), or a base URL.")
-    ],
+    upstream: UpstreamName,
     *,
-    provider: Annotated[
-        str | None, option("--provider", panel=UPSTREAM, text="Whose rules and prices hold at a URL.")
-    ] = None,
-    dialect: Annotated[
-        list[str] | None,
-        option("--dialect", panel=UPSTREAM, text="It speaks this: chat, responses or messages; repeatable."),
-    ] = None,
+    provider: UpstreamProvider = None,
+    dialect: UpstreamDialects = None,
     key_env: Annotated[
         str | None,
         option("--key-env", panel=UPSTREAM, text="Variable with the gateway's own key. None: clients' keys pass."),
@@ -59,31 +66,21 @@ def gateway(
     connect_timeout: Annotated[
         float, option("--connect-timeout", panel=UPSTREAM, text="Seconds to be reached in.", at_least=0.1)
     ] = CONNECT_SECONDS,
-    host: Annotated[str, option("--host", panel=SERVER, text="Address to bind.")] = "127.0.0.1",
-    port: Annotated[
-        int, option("--port", panel=SERVER, text="Port; 0 takes a free one.", at_least=0, at_most=65535)
-    ] = DEFAULT_PORT,
+    host: Host = "127.0.0.1",
+    port: Port = DEFAULT_PORT,
     max_body: Annotated[
         int, option("--max-body", panel=SERVER, text="Largest request that is changed, MiB.", at_least=1)
     ] = 64,
     log_prompts: Annotated[
         bool, option("--log-prompts", panel=SERVER, text="Write requests into the log. They hold all that you do.")
     ] = False,
+    record: Record = None,
     no_ledger: Annotated[
         bool, option("--no-ledger", panel=SERVER, text="Keep no account of what requests cost.")
     ] = False,
-    api_key: Annotated[
-        list[str] | None,
-        option("--api-key", panel=ACCESS, text="Key that clients must send; repeatable.", variable=KEY_VARIABLE),
-    ] = None,
-    api_key_file: Annotated[
-        Path | None,
-        option("--api-key-file", panel=ACCESS, text="Named keys, with limits: TOML.", variable=KEY_FILE_VARIABLE),
-    ] = None,
-    allowed_host: Annotated[
-        list[str] | None,
-        option("--allowed-host", panel=ACCESS, text="Further name of this server; repeatable. *: any."),
-    ] = None,
+    api_key: ApiKeys = None,
+    api_key_file: ApiKeyFile = None,
+    allowed_host: AllowedHosts = None,
     cors_origin: Annotated[
         list[str] | None,
         option("--cors-origin", panel=ACCESS, text="Web page that may send what it cannot read; repeatable. *: all."),
@@ -137,7 +134,8 @@ def gateway(
         cors_origins=tuple(map(origin, cors_origin or ())),
         max_body_bytes=max_body * MIB,
     )
-    run_server(run(options, server))
+    with recorder_in(record, "gateway", console) as recorder:
+        run_server(run(options, server, recorder))
 
 
 def no_keys(context: typer.Context) -> tuple[ApiKey, ...]:
@@ -155,7 +153,7 @@ def key_of(variable: str | None) -> str | None:
     if variable is None:
         return None
     key = os.environ.get(variable, "").strip()
-    if not key or not key.isprintable():
+    if not key or not key.isascii() or not key.isprintable():
         raise InvalidRequest(f"The variable {variable} holds no key.")
     return key
 
@@ -169,26 +167,27 @@ def models_of(default: str | None, pairs: Sequence[str]) -> Models:
     return Models(default, {client: upstream for client, _, upstream in split})
 
 
-async def run(options: GatewayOptions, server: ServerOptions) -> None:
+async def run(options: GatewayOptions, server: ServerOptions, recorder: Recorder | None = None) -> None:
     """Serve until a signal comes."""
     logging.getLogger(VERDICTS).setLevel(logging.INFO)
     gateway = build(options, server)
     try:
         await serve(
-            gateway.app,
+            recording(gateway.app, recorder),
             gateway,
             server,
             drain_seconds=DRAIN_SECONDS,
-            on_listening=lambda url: show_startup(console, url, options, server),
+            on_listening=lambda url: show_startup(console, url, gateway.upstream, options, server),
         )
     finally:
         await gateway.close()
     console.print("Stopped.")
 
 
-def show_startup(console: Console, url: str, options: GatewayOptions, server: ServerOptions) -> None:
+def show_startup(
+    console: Console, url: str, upstream: Upstream, options: GatewayOptions, server: ServerOptions
+) -> None:
     """Where it listens, where it goes, and what it does on the way."""
-    upstream = upstream_of(options, provider_of(options))
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     table.add_column()

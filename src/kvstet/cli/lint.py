@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated
 
 import msgspec
 import typer
@@ -15,17 +15,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from kvstet.cli.listing import count_text, stdout_console
-from kvstet.cli.traces import read_lines
-from kvstet.context.lens import Body, DialectName, lens_of
+from kvstet.context.arranging.lens import Body, DialectName, lens_of
 from kvstet.context.static import Finding, Guard, Variation, lint, system_of
 from kvstet.errors import InvalidRequest
-
-_DIALECTS: Mapping[str, DialectName] = {
-    "/chat/completions": "chat",
-    "/messages": "messages",
-    "/responses": "responses",
-}
-"""By the end of the path."""
+from kvstet.traces.format import Request
+from kvstet.traces.reading import Exchange, exchanges, line_of, lines_in, opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +27,7 @@ class Sent:
     """One request of a recording."""
 
     number: int
-    """As the recording counts them, or else the line."""
+    """As the trace counts them, or else the line."""
     dialect: DialectName
     body: Body
 
@@ -56,7 +50,8 @@ def lint_file(
 ) -> None:
     """Say what in a system prompt will vary and break the cache; of a recorded session also what did, between which
     calls. Exit status 1 where there is anything."""
-    report = report_of(read_lines(file))
+    with opened(file) as content:
+        report = report_of(content.read())
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(_fields(report))).decode())
     else:
@@ -77,12 +72,16 @@ def report_of(data: bytes) -> Report:
 
 
 def sent_requests(data: bytes) -> Iterator[Sent]:
-    """Those of a recording that make a prompt; none where it is no recording."""
-    whole = _object(data)
-    entries = [(1, whole)] if whole else [(number, _object(line)) for number, line in enumerate(data.splitlines(), 1)]
-    for line, entry in entries:
-        if (found := _path_and_body(entry)) and (dialect := _dialect(*found)):
-            yield Sent(int(entry.get("seq", line)), dialect, found[1])
+    """Those of a trace that make a prompt; none where it is no trace."""
+    whole = line_of(data, 1)
+    found = [Exchange(whole)] if isinstance(whole, Request) else exchanges(lines_in(data.splitlines()))
+    for exchange in found:
+        try:
+            body = exchange.body
+        except InvalidRequest:
+            continue
+        if exchange.dialect is not None:
+            yield Sent(exchange.number, exchange.dialect.name, body)
 
 
 def show(console: Console, report: Report) -> None:
@@ -135,35 +134,3 @@ def _row(variation: Variation) -> tuple[str, ...]:
 def _fields(report: Report) -> dict[str, object]:
     findings = [{**dataclasses.asdict(each), "advice": each.advice} for each in report.findings]
     return {"findings": findings, "variations": [dataclasses.asdict(each) for each in report.variations]}
-
-
-def _object(text: bytes) -> dict[str, Any]:
-    """Empty where it is none."""
-    try:
-        return msgspec.json.decode(text, type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return {}
-
-
-def _path_and_body(entry: Mapping[str, Any]) -> tuple[str, Body] | None:
-    match entry:
-        case {"dir": "request", "path": str(path), "body_raw": str(text)}:
-            return path, _object(text.encode())
-        case {"dir": str()}:
-            return None
-        case {"body": dict()}:
-            return str(entry.get("path", "")), cast("Body", entry["body"])
-        case {"messages": list()} | {"input": list() | str()}:
-            return "", dict(entry)
-        case _:
-            return None
-
-
-def _dialect(path: str, body: Body) -> DialectName | None:
-    """By the end of the path; without one, by what the body has."""
-    path = path.partition("?")[0]
-    if path:
-        return next((dialect for end, dialect in _DIALECTS.items() if path.endswith(end)), None)
-    if "input" in body:
-        return "responses"
-    return "messages" if "system" in body else "chat"

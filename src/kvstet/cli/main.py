@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from kvstet import __version__
 from kvstet.cli.agent import AgentCommand, agent
+from kvstet.cli.bench import bench
 from kvstet.cli.cache import app as cache
 from kvstet.cli.console import log_handler, stderr_console
 from kvstet.cli.demo import demo
@@ -18,7 +19,10 @@ from kvstet.cli.explain import explain
 from kvstet.cli.gateway import gateway
 from kvstet.cli.launch import launch
 from kvstet.cli.lint import lint_file
+from kvstet.cli.record import record
+from kvstet.cli.replay import replay
 from kvstet.cli.serve import serve
+from kvstet.cli.trace import app as trace
 from kvstet.cli.usage import usage
 from kvstet.cli.verify import verify
 from kvstet.errors import KvstetError
@@ -37,10 +41,14 @@ app.command()(gateway)
 app.command()(launch)
 app.command()(verify)
 app.command()(explain)
+app.command()(record)
+app.command()(replay)
 app.command()(usage)
+app.command()(bench)
 app.command("lint")(lint_file)
 app.command(cls=AgentCommand)(agent)
 app.add_typer(cache)
+app.add_typer(trace)
 
 errors = stderr_console()
 

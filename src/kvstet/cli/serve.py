@@ -18,14 +18,16 @@ from kvstet.api import create_app
 from kvstet.api import server as http
 from kvstet.api.access import gather_keys
 from kvstet.api.guards import host_name, origin
+from kvstet.api.recording import recording
 from kvstet.api.sessions import VERDICTS
-from kvstet.cli.clients.client import KEY_VARIABLE
 from kvstet.cli.console import stderr_console
 from kvstet.cli.models.configuration import BadModels, Settings, Values, values_of
 from kvstet.cli.models.hub import fetch
 from kvstet.cli.models.listing import Source, check_unique, located, lora_of, source_of
 from kvstet.cli.models.memory import MachineMemory
 from kvstet.cli.models.pool import ModelPool
+from kvstet.cli.options import ACCESS, SERVER, AllowedHosts, ApiKeyFile, ApiKeys, Host, Port, option
+from kvstet.cli.recording import Record, recorder_in
 from kvstet.cli.stack import LoadedModel
 from kvstet.cli.startup import show_startup
 from kvstet.cli.watch import WatchedEngine, loading_bar
@@ -41,35 +43,19 @@ from kvstet.config import (
     ServedOptions,
     ServerOptions,
 )
-from kvstet.context.catalogue import names_of
+from kvstet.context.equivalent.catalogue import names_of
 from kvstet.demo.model import demo_model_path
+from kvstet.traces.recorder import Recorder
 
 console = stderr_console()
 
 DEFAULT_CACHE_FOLDER = platformdirs.user_cache_path("kvstet") / "state"
 CACHE_FOLDER_VARIABLE = "KVSTET_CACHE_DIR"
-KEY_FILE_VARIABLE = "KVSTET_API_KEY_FILE"
 
 MODELS, MODEL, CACHE = "Models", "Model (names as in llama.cpp)", "Cache and scheduling"
-SERVER, ACCESS = "Server", "Access"
 
 UNLOAD_SECONDS = 900.0
 """How long a model may rest where there are several, unless the user says otherwise."""
-
-
-def option(
-    *names: str,
-    panel: str,
-    text: str,
-    at_least: float | None = None,
-    at_most: float | None = None,
-    variable: str | None = None,
-) -> object:
-    """A documented option in one of the help's panels; a value out of range is refused before anything is loaded.
-
-    ``variable`` is one of the environment that says the same.
-    """
-    return typer.Option(*names, help=text, rich_help_panel=panel, min=at_least, max=at_most, envvar=variable)
 
 
 def serve(
@@ -98,22 +84,11 @@ def serve(
     lora: Annotated[
         list[str] | None, option("--lora", panel=MODELS, text="LoRA adapter, FILE[:SCALE]; repeatable.")
     ] = None,
-    host: Annotated[str, option("--host", panel=SERVER, text="Address to bind.")] = "127.0.0.1",
-    port: Annotated[
-        int, option("--port", panel=SERVER, text="Port; 0 takes a free one.", at_least=0, at_most=65535)
-    ] = 8080,
-    api_key: Annotated[
-        list[str] | None,
-        option("--api-key", panel=ACCESS, text="Key that clients must send; repeatable.", variable=KEY_VARIABLE),
-    ] = None,
-    api_key_file: Annotated[
-        Path | None,
-        option("--api-key-file", panel=ACCESS, text="Named keys, with limits: TOML.", variable=KEY_FILE_VARIABLE),
-    ] = None,
-    allowed_host: Annotated[
-        list[str] | None,
-        option("--allowed-host", panel=ACCESS, text="Further name of this server; repeatable. *: any."),
-    ] = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8080,
+    api_key: ApiKeys = None,
+    api_key_file: ApiKeyFile = None,
+    allowed_host: AllowedHosts = None,
     cors_origin: Annotated[
         list[str] | None,
         option("--cors-origin", panel=ACCESS, text="Web page that may use the server; repeatable. *: all."),
@@ -131,6 +106,7 @@ def serve(
     fidelity: Annotated[
         Fidelity, option("--fidelity", panel=SERVER, text="What requests get that do not say what they want.")
     ] = "exact",
+    record: Record = None,
     no_substitute: Annotated[
         list[str] | None,
         option("--no-substitute", panel=SERVER, text="Never substitute this, at any fidelity; repeatable."),
@@ -220,14 +196,17 @@ def serve(
     settings = Settings.gather(context, values_of(locals()), config)
     values = settings.of_server()
     server = server_options(values)  # First: what is wrong about access is told before anything is downloaded.
-    asyncio.run(
-        run(
-            served_options(settings, [*([model] if model else []), *(models or [])]),
-            server,
-            preload=values["preload"] or (),
-            unload_after_seconds=values["unload_after"],
+    served = served_options(settings, [*([model] if model else []), *(models or [])])
+    with recorder_in(values["record"], "serve", console) as recorder:
+        asyncio.run(
+            run(
+                served,
+                server,
+                preload=values["preload"] or (),
+                unload_after_seconds=values["unload_after"],
+                recorder=recorder,
+            )
         )
-    )
 
 
 def served_options(settings: Settings, named: Sequence[str]) -> list[ServedOptions]:
@@ -299,6 +278,7 @@ async def run(
     *,
     preload: Sequence[str] = (),
     unload_after_seconds: float | None = None,
+    recorder: Recorder | None = None,
 ) -> None:
     """Load the first model, or those of ``preload``; tell, and serve until a signal comes.
 
@@ -317,7 +297,7 @@ async def run(
     try:
         await pool.preload(preload or [None])
         await http.serve(
-            create_app(pool, server),
+            recording(create_app(pool, server), recorder),
             pool,
             server,
             on_listening=lambda url: show_startup(console, url, list(zip(models, pool.statuses(), strict=True))),

@@ -24,7 +24,7 @@ from kvstet.cli.console import FILE_COLUMNS
 from kvstet.cli.listing import count_text, stdout_console
 from kvstet.errors import InvalidRequest
 from kvstet.money.bill import Total
-from kvstet.money.entry import LedgerEntry, Summary, summary_of
+from kvstet.money.entry import LedgerEntry, Summary, by_day, by_session, summary_of
 from kvstet.money.ledger import Ledger, default_path
 from kvstet.types import Usage
 
@@ -78,7 +78,7 @@ def usage(
         elif session is not None:
             _show_requests(console, entries)
         else:
-            _show(console, account, entries, since)
+            _show(console, entries)
 
 
 def csv_text(entries: Sequence[LedgerEntry]) -> str:
@@ -130,13 +130,13 @@ def _say_nothing_is_there(console: Console, account: Ledger, *, is_narrowed: boo
     )
 
 
-def _show(console: Console, account: Ledger, entries: Sequence[LedgerEntry], since: float | None) -> None:
+def _show(console: Console, entries: Sequence[LedgerEntry]) -> None:
     midnight = datetime.now().replace(hour=0, minute=0, second=0, microsecond=0).timestamp()
     today = [entry for entry in entries if entry.time >= midnight]
     if today:
         _print(console, "Today", [summary_of("today", today)], "")
-    _print(console, "By session", account.by_session(since=since), "session")
-    _print(console, "By day", account.by_day(since=since), "day")
+    _print(console, "By session", by_session(entries), "session")
+    _print(console, "By day", by_day(entries), "day")
 
 
 def _print(console: Console, title: str, rows: Sequence[Summary], noun: str) -> None:

@@ -21,8 +21,9 @@ from kvstet.cli.console import stderr_console
 from kvstet.cli.drift_report import drift_json, show_drift
 from kvstet.cli.drift_report import plot as draw
 from kvstet.cli.drift_verification import DriftJob, DriftVerified, run_drift
+from kvstet.cli.options import option
 from kvstet.cli.selection import absolute
-from kvstet.cli.serve import CACHE_FOLDER_VARIABLE, DEFAULT_CACHE_FOLDER, MODEL, option
+from kvstet.cli.serve import CACHE_FOLDER_VARIABLE, DEFAULT_CACHE_FOLDER, MODEL
 from kvstet.cli.traces import Trace, read_trace
 from kvstet.cli.verification import Doing, Job, Message, Row, Verdict, Verified, run
 from kvstet.config import FlashAttention, KvType, ModelOptions
