@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STEP := $(PYTHON) scripts/step.py
 
-.PHONY: demo demo-short test slow test-clients bench format install clean help
+.PHONY: demo demo-short test slow test-clients bench figures format install clean help
 
 help:
 	@echo "make demo        replay a coding agent's session on a small model, with and without the cache (4 minutes)"
@@ -13,6 +13,7 @@ help:
 	@echo "make slow        the proofs on real models"
 	@echo "make test-clients  real coding agents, from their registries, against the server (20 minutes)"
 	@echo "make bench       measure, and compare with llama.cpp's own server"
+	@echo "make figures     the README's pictures and table from docs/figures/results.json; BENCH=1 measures it first"
 	@echo "make format      format the code and fix what can be fixed"
 	@echo "make clean       remove .venv and caches of this tree (the built libllama stays)"
 
@@ -44,15 +45,21 @@ test-clients:
 
 bench:
 	@$(PYTHON) scripts/install.py bench dev
+	@$(BIN)/kvstet bench
 	@$(BIN)/python bench/plan.py
 	@$(BIN)/python bench/explain.py
 	@$(BIN)/python bench/foretold.py
 	@$(BIN)/python bench/rules.py
 	@$(BIN)/python bench/gateway.py
 	@$(BIN)/python bench/reuse.py
-	@$(BIN)/python bench/speed.py
 	@$(BIN)/python bench/restart.py
 	@$(BIN)/python bench/saving.py
+
+figures:
+	@$(PYTHON) scripts/install.py bench dev
+	@mkdir -p docs/figures bench-results
+	@$(if $(BENCH),$(BIN)/kvstet bench --json docs/figures/results.json -o bench-results/kvstet-bench.html)
+	@$(BIN)/python scripts/figures.py
 
 format: install
 	@$(BIN)/ruff format .
