@@ -49,6 +49,11 @@ def test_any_body_of_an_error_is_read(body: bytes, message: str, code: str) -> N
             (9000, 8192),
         ),
         ("Your input exceeds the context window of this model.", OVERFLOW, None),
+        (
+            "request (9000 tokens) exceeds the available context size (8192 tokens), try increasing it",
+            "exceed_context_size_error",
+            (9000, 8192),
+        ),
     ],
 )
 def test_a_prompt_that_is_too_long_is_known(message: str, code: str, overflow: tuple[int, int] | None) -> None:
