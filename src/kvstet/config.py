@@ -75,6 +75,8 @@ class EngineOptions:
     """Spares the disk; None: no limit."""
     audit_share: float = 0.0
     """Part of the reused tokens that are computed again while idle, to prove that state is right; 0: none."""
+    audit_delay_seconds: float = 0.0
+    """How long nobody must have asked before an audit begins."""
     anticipate_share: float = 0.0
     """Tokens that may be computed ahead in vain while idle, per token that requests have computed; 0: none."""
     queue_size: int = 64

@@ -79,6 +79,7 @@ class Harness:
         folder: Path | None = None,
         disk_bytes: int = 1 << 20,
         audit_share: float = 0.0,
+        audit_delay_seconds: float = 0.0,
         anticipate_share: float = 0.0,
         has_energy: Callable[[], bool] = lambda: True,
         gate: DriftGate | None = None,
@@ -92,6 +93,7 @@ class Harness:
             cache_folder=folder,
             cache_disk_bytes=disk_bytes,
             audit_share=audit_share,
+            audit_delay_seconds=audit_delay_seconds,
             anticipate_share=anticipate_share,
         )
         self.has_energy = has_energy

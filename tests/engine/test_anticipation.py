@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 from tests.engine.harness import Harness, words
 
-from kvstet.engine.anticipation import MAX_AGE, MAX_GROWTHS, MIN_TOKENS, STEP_TOKENS
+from kvstet.engine.anticipation import (
+    MAX_AGE,
+    MAX_GROWTHS,
+    MIN_STEP_TOKENS,
+    MIN_TOKENS,
+    STEP_SECONDS,
+    STEP_TOKENS,
+)
 from kvstet.engine.fake import ATTENTION, HYBRID, OPAQUE, RECURRENT, SWA
 from kvstet.types import MemoryTraits
 
@@ -61,6 +68,23 @@ def test_a_request_waits_for_one_step_at_most():
     assert h.model.num_decoded_tokens == before
     h.step()
     assert h.model.num_decoded_tokens == before + 50
+
+
+@pytest.mark.parametrize(
+    ("seconds_per_token", "num_tokens"), [(1.0, MIN_STEP_TOKENS), (STEP_SECONDS / 100, 100), (1e-6, STEP_TOKENS)]
+)
+def test_a_step_is_short_on_a_slow_machine_too(seconds_per_token: float, num_tokens: int):
+    h = harness()
+    h.ask("a", words(100))
+    rates = h.cache.policy.rates
+    h.anticipate(words(100) + words(2000, 1))
+    sizes: set[int] = set()
+    for _ in range(6):
+        rates.seconds_per_token, rates.seconds_per_look = seconds_per_token, 0.0
+        before = h.engine.anticipator.num_tokens
+        h.engine.idle_step()
+        sizes.add(h.engine.anticipator.num_tokens - before)
+    assert sizes - {0} == {num_tokens}
 
 
 @ALL_KINDS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ WITH_SPANS = pytest.mark.parametrize("traits", [ATTENTION, SWA, HYBRID], ids=lam
 class AuditedHarness(Harness):
     """Audits every token that is reused; collects what the operator is told."""
 
-    def __init__(self, traits: MemoryTraits, *, share: float = 10.0, **options: int) -> None:
+    def __init__(self, traits: MemoryTraits, *, share: float = 10.0, **options: Any) -> None:
         super().__init__(traits, audit_share=share, **options)
         self.told: list[str] = []
         self.engine.auditor._on_bad = self.told.append
@@ -97,6 +98,32 @@ def test_a_request_ends_an_audit_and_finds_everything_as_it_was():
     h.submit("c", first + words(10, 2))
     assert h.model.num_used_cells == num_cells
     h.run()
+
+
+def test_audits_wait_until_nobody_has_asked_for_a_while():
+    h = AuditedHarness(ATTENTION, audit_delay_seconds=2.0)
+
+    def pauses() -> list[float | None]:
+        """Of idle steps, until the engine wants to be left alone for a time."""
+        found = [h.engine.idle_step()]
+        while found[-1] == 0.0:
+            found.append(h.engine.idle_step())
+        return found
+
+    first = h.ask("a", words(100))
+    assert pauses()[-1] is None, "nothing was reused"
+    h.ask("b", first + words(30, 1))
+    assert pauses()[-1] == pytest.approx(2.0, abs=0.1)
+    h.now += 1.5
+    assert pauses() == [pytest.approx(0.5, abs=0.1)]
+    h.ask("c", first + words(20, 2))
+    num_decoded = h.model.num_decoded_tokens
+    h.now += 1.0
+    assert pauses()[-1] == pytest.approx(2.0, abs=0.1), "since the last request was over"
+    assert h.model.num_decoded_tokens == num_decoded
+    h.now += 2.0
+    assert pauses()[-1] is None
+    assert h.engine.auditor.num_audits > 0
 
 
 def test_audits_cost_no_more_than_their_share():

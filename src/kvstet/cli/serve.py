@@ -54,6 +54,9 @@ CACHE_FOLDER_VARIABLE = "KVSTET_CACHE_DIR"
 
 MODELS, MODEL, CACHE = "Models", "Model (names as in llama.cpp)", "Cache and scheduling"
 
+AUDIT_DELAY_SECONDS = 2.0
+"""Tools of an agent that is at work have mostly answered by then."""
+
 UNLOAD_SECONDS = 900.0
 """How long a model may rest where there are several, unless the user says otherwise."""
 
@@ -248,6 +251,7 @@ def engine_options(values: Values) -> EngineOptions:
         cache_disk_bytes=values["cache_disk"] * MIB,
         cache_disk_write_bytes_per_hour=None if writes is None else writes * MIB,
         audit_share=values["audit"],
+        audit_delay_seconds=AUDIT_DELAY_SECONDS,
         anticipate_share=values["anticipate_budget"] if values["anticipate"] == "auto" else 0.0,
         queue_size=values["queue"],
         prefill_chunk=values["prefill_chunk"],

@@ -24,7 +24,13 @@ from kvstet.errors import OutOfCells, OutOfMemory
 from kvstet.types import Tokens
 
 STEP_TOKENS = 256
-"""Decoded in one step; a request that comes waits for one."""
+"""Decoded in one step at most; a request that comes waits for one."""
+
+STEP_SECONDS = 0.1
+"""What a step should take, on a slow machine too..."""
+
+MIN_STEP_TOKENS = 32
+"""... but for so few tokens, with which decoding is not yet much slower than with many."""
 
 MIN_TOKENS = 16
 """Fewer are computed with the request itself, at hardly any cost."""
@@ -219,7 +225,7 @@ class Anticipator:
         """Decode one step; how many tokens it had."""
         begun = time.perf_counter()
         start = branch.length
-        stop = min(next_stop(node, start, self._cache.traits), start + min(STEP_TOKENS, self._model.max_batch))
+        stop = min(next_stop(node, start, self._cache.traits), start + self._step_tokens(start))
         num_tokens = stop - start
         seqs = np.full(num_tokens, branch.seq, np.int32)
         self._model.decode(Batch(tokens[start:stop], seqs, np.zeros(num_tokens, np.bool_)))
@@ -227,6 +233,12 @@ class Anticipator:
         self._live.reach(branch, node)
         self._cache.policy.rates.observe_compute(num_tokens, num_looks(start, stop), time.perf_counter() - begun)
         return num_tokens
+
+    def _step_tokens(self, start: int) -> int:
+        """How many tokens behind ``start`` others are decoded at once."""
+        seconds_per_token = self._cache.policy.rates.compute_seconds(start, start + 1)
+        num_tokens = int(min(STEP_TOKENS, STEP_SECONDS / max(seconds_per_token, 1e-9)))
+        return min(max(MIN_STEP_TOKENS, num_tokens), self._model.max_batch)
 
     def _note_growth(self, growth: Growth) -> Growth:
         self.growths.append(growth)

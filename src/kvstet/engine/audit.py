@@ -92,6 +92,11 @@ class Auditor:
             self._budget += self._share * resume
             self._samples.append(Sample(tokens, resume))
 
+    @property
+    def is_due(self) -> bool:
+        """Whether there may be anything to do."""
+        return self._work is not None or bool(self._samples)
+
     def step(self) -> bool:
         """A small piece of work. False: nothing is due, or nothing fits beside what is live."""
         if self._work is None:

@@ -88,7 +88,15 @@ class Engine:
         self.admission = Admission(model, cache, self.live, self.approximator, clock)
         self.auditor = Auditor(model, cache, self.live, share=options.audit_share)
         self.anticipator = Anticipator(model, cache, self.live, share=options.anticipate_share, may_work=has_energy)
-        self._idle_work = IdleWork(cache, self.live, self.approximator, self.anticipator, self.auditor)
+        self._idle_work = IdleWork(
+            cache,
+            self.live,
+            self.approximator,
+            self.anticipator,
+            self.auditor,
+            audit_delay_seconds=options.audit_delay_seconds,
+            clock=clock,
+        )
 
     # What the caller does
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from kvstet.cache.cache import Cache
 from kvstet.engine.anticipation import Anticipator
@@ -18,16 +19,29 @@ class IdleWork:
     """In order of urgency: save, write, compute what will be asked for, bring back what may be, and audit."""
 
     def __init__(
-        self, cache: Cache, live: LiveSet, approximator: Approximator, anticipator: Anticipator, auditor: Auditor
+        self,
+        cache: Cache,
+        live: LiveSet,
+        approximator: Approximator,
+        anticipator: Anticipator,
+        auditor: Auditor,
+        *,
+        audit_delay_seconds: float,
+        clock: Callable[[], float],
     ) -> None:
         self._cache = cache
         self._live = live
         self._approximator = approximator
         self._anticipator = anticipator
         self._auditor = auditor
+        self._audit_delay_seconds = audit_delay_seconds
+        self._clock = clock
+        self._idle_since: float | None = None
 
     def step(self) -> float | None:
         """Seconds after which there is more to do, 0: at once; None: nothing is left until a request has come."""
+        if self._idle_since is None:
+            self._idle_since = self._clock()
         if self._live.idle_step():
             return 0.0
         # The disk works beside it, on a thread of its own.
@@ -37,10 +51,22 @@ class IdleWork:
             return 0.0
         if self._cache.is_writing:
             return WRITING_SECONDS
-        return 0.0 if self._cache.flush_step() or self._cache.warm_step() or self._auditor.step() else None
+        if self._cache.flush_step() or self._cache.warm_step():
+            return 0.0
+        return self._audit_step(self._idle_since)
+
+    def _audit_step(self, idle_since: float) -> float | None:
+        """Nobody waits for an audit, so the next step of an agent that is at work should not have to wait for one."""
+        if not self._auditor.is_due:
+            return None
+        early = idle_since + self._audit_delay_seconds - self._clock()
+        if early > 0:
+            return early
+        return 0.0 if self._auditor.step() else None
 
     def give_way(self) -> None:
         """A request comes: leave the model as if nothing was under way."""
+        self._idle_since = None
         self._auditor.give_way()
         self._anticipator.give_way()
 
