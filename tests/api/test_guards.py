@@ -10,8 +10,9 @@ import openai
 import pytest
 from tests.api.harness import Site, reply, running
 
+from kvstet.addresses import is_loopback
 from kvstet.api.access import BadAccess
-from kvstet.api.guards import host_name, is_loopback, origin
+from kvstet.api.guards import host_name, origin
 from kvstet.config import ApiKey
 from kvstet.engine.fake_client import Refuse, ScriptedEngine
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -13,13 +14,16 @@ from tests.api.harness import eventually
 from tests.gateway.gateway_harness import Answer, Gate, Recorder, built_gateway, gateway_to, serving
 from tests.gateway.scripted import STREAM, TEXT, messages_stream, vendor
 
+from kvstet.context.arranging.optimiser import Arranged, Change
+from kvstet.dialects.dialect import DialectName
 from kvstet.errors import InvalidRequest
 from kvstet.gateway.app import Gateway
-from kvstet.gateway.changing.arranger import Arranger, FakeArranger
+from kvstet.gateway.changing.arranger import Arranger
 from kvstet.gateway.changing.asking import Asking
 from kvstet.gateway.changing.changes import known_changes
 from kvstet.gateway.changing.preparer import Preparations, Preparer
 from kvstet.gateway.changing.translation import Translation
+from kvstet.gateway.passage import Body
 from kvstet.providers.provider import provider_at, provider_named
 
 CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
@@ -28,6 +32,30 @@ BODY = (
     + b"0" * 30
     + b"}"
 )
+
+
+@dataclass(slots=True)
+class FakeArranger:
+    """Sets fields of the body; each is a change of the same name. An exception is raised."""
+
+    fields: Mapping[str, Any]
+    headers: tuple[tuple[str, str], ...] = ()
+    error: Exception | None = None
+
+    def arrange(
+        self,
+        body: Body,
+        dialect: DialectName,
+        *,
+        owner: str = "",
+        session: str | None = None,
+        without: Iterable[str] = (),
+    ) -> Arranged:
+        if self.error is not None:
+            raise self.error
+        wanted = {name: value for name, value in self.fields.items() if name not in frozenset(without)}
+        changes = tuple(Change(name, None, "for a test") for name in wanted)
+        return Arranged({**body, **wanted}, changes, self.headers)
 
 
 @contextmanager

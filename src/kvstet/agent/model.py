@@ -12,7 +12,7 @@ from typing import Protocol
 
 import httpx
 
-from kvstet.api.guards import is_loopback
+from kvstet.addresses import is_loopback
 from kvstet.context.arranging.breakpoints import Marking, marked
 from kvstet.dialects.dialect import DialectName, StreamReader, dialect_named
 from kvstet.dialects.failures import failure_in_body

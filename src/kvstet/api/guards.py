@@ -12,6 +12,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from kvstet.addresses import is_loopback
 from kvstet.api.access import Access, Account, BadAccess, LimitReached
 from kvstet.api.envelopes import ErrorAnswer
 from kvstet.api.metrics import Metrics
@@ -53,18 +54,6 @@ _FOREIGN_PAGE = ErrorAnswer(
     "invalid_request_error",
     "invalid_origin",
 )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host to listen on is reached from this machine only."""
-    if host == "localhost":
-        return True
-    try:
-        address = ipaddress.ip_address(host.strip("[]"))
-    except ValueError:
-        return False
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return (mapped or address).is_loopback
 
 
 def host_name(text: str) -> str:

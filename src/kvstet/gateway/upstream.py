@@ -10,7 +10,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
-from kvstet.api.guards import is_loopback
+from kvstet.addresses import is_loopback
 from kvstet.errors import InvalidRequest, UpstreamSilent, UpstreamUnreachable
 from kvstet.gateway.copy import Copy
 from kvstet.gateway.headers import Credential, Fields
