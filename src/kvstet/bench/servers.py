@@ -26,6 +26,9 @@ START_SECONDS = 300.0
 STOP_SECONDS = 10.0
 """For a server to write what it has; then it is killed."""
 
+LOOK_SECONDS = 1.0
+"""How often the processes of a server are looked for: it may start further ones."""
+
 _LAST_WORDS_CHARACTERS = 300
 
 
@@ -82,6 +85,7 @@ class Local:
         self._port = 0
         self._log = settings.folder / f"{software.name}.log"
         self._members: list[psutil.Process] = []
+        self._looked = -LOOK_SECONDS
 
     def __repr__(self) -> str:
         return f"Local({self.name}, {self.url if self._leash else 'not running'})"
@@ -104,7 +108,7 @@ class Local:
 
     @property
     def model(self) -> str:
-        return self._usual.model.stem
+        return self.software.model or self._usual.model.stem
 
     @property
     def url(self) -> str:
@@ -137,7 +141,7 @@ class Local:
                 if not self.is_running:
                     raise ServerGone(f"{self.name} does not start: {self.last_words()}")
                 if await _is_ready(client):
-                    self._members = self._processes()
+                    self._looked = -LOOK_SECONDS
                     return
                 await asyncio.sleep(0.1)
         raise ServerGone(f"{self.name} did not answer within {START_SECONDS:.0f} seconds: {self.last_words()}")
@@ -189,7 +193,10 @@ class Local:
         self.kill()
 
     def memory_bytes(self) -> int | None:
-        """Of the processes that were there when it was ready: to look for them each time would take time from it."""
+        """Of the processes that it had lately: to look for them each time would take time from it."""
+        now = time.monotonic()
+        if now - self._looked >= LOOK_SECONDS:
+            self._members, self._looked = self._processes(), now
         total = 0
         for process in self._members:
             with suppress(psutil.NoSuchProcess):

@@ -28,7 +28,9 @@ ENVIRONMENT = {"GOMP_SPINCOUNT": "1000"}
 """For all servers, unless the user has set it. kvstet sets it for itself; without it, one other busy process makes
 those of libllama's threads slow that spin, and what is compared is how quiet the machine was."""
 
-KVSTET, LLAMA_CPP, LLAMA_CPP_PYTHON = "kvstet", "llama.cpp", "llama-cpp-python"
+KVSTET, LLAMA_CPP, LLAMA_CPP_PYTHON, OLLAMA = "kvstet", "llama.cpp", "llama-cpp-python", "Ollama"
+
+OLLAMA_MODEL = "kvstet-bench"
 
 _LLAMA_CPP_PYTHON_NEEDS = ("llama_cpp", "fastapi", "sse_starlette", "starlette_context", "pydantic_settings")
 
@@ -79,6 +81,8 @@ class Software:
     command: Callable[[Settings, int], list[str]]
     """Settings and a port -> what starts it."""
     endpoint: Endpoint = "chat"
+    model: str | None = None
+    """The name that it is asked for; None: the file's."""
 
     def shown(self, settings: Settings) -> str:
         """The command as a user would type it: without this machine's folders, and with a port that it would have."""
@@ -93,7 +97,8 @@ def _shown(word: str, settings: Settings) -> str:
         return "python"
     if word == str(settings.model):
         return settings.model.name
-    return Path(word).name if word.startswith(str(settings.folder)) or word == shutil.which("llama-server") else word
+    programs = (shutil.which("llama-server"), shutil.which("ollama"))
+    return Path(word).name if word.startswith(str(settings.folder)) or word in programs else word
 
 
 def kvstet(*options: str) -> Software:
@@ -119,6 +124,9 @@ def found_peers() -> Iterator[Software]:
         yield wheel()
     if all(importlib.util.find_spec(name) for name in _LLAMA_CPP_PYTHON_NEEDS):
         yield llama_cpp_python()
+    program = shutil.which("ollama")
+    if program is not None:
+        yield ollama(program)
 
 
 def llama_server(program: str) -> Software:
@@ -163,6 +171,21 @@ def llama_cpp_python() -> Software:
     )
 
 
+def ollama(program: str) -> Software:
+    """One request at a time has the whole context, as is its default: it gives each of several a context of its own."""
+    return Software(
+        OLLAMA,
+        _version_of(program),
+        lambda settings, port: [
+            *(sys.executable, "-m", "kvstet.bench.ollama", program, "-m", str(settings.model)),
+            *("--folder", str(settings.folder / "ollama"), "-c", str(settings.context_length)),
+            *("-t", str(settings.num_threads), "--port", str(port)),
+        ],
+        endpoint="text",
+        model=OLLAMA_MODEL,
+    )
+
+
 def num_usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -177,10 +200,10 @@ def _package_version(name: str) -> str:
 
 
 def _version_of(program: str) -> str:
-    """As ``--version`` tells it: ``version: 6869 (0ee2d3f)``."""
+    """As ``--version`` tells it: ``version: 6869 (0ee2d3f)``, ``ollama version is 0.12.3``."""
     try:
         told = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
-    match = re.search(r"version: *(.+)", told.stdout + told.stderr)
+    match = re.search(r"version(?:: *| is )(.+)", told.stdout + told.stderr)
     return match[1].strip() if match else "unknown"
