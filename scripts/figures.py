@@ -24,6 +24,9 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "figures"
 RESULTS = FOLDER / "results.json"
 README = ROOT / "README.md"
+MIN_PAIRS = 5
+"""A row of the table is of so many at least."""
+
 BEGIN, END = "<!-- bench table -->", "<!-- end of bench table -->"
 
 
@@ -54,11 +57,15 @@ def figures(results: Results) -> dict[str, str]:
 
 
 def table(results: Results) -> str:
-    """Markdown: each session on kvstet and on the first other server, medians over pairs."""
+    """Markdown: each session on kvstet and on the first other server, medians over pairs, of which there are enough."""
     mine, theirs = (server.name for server in results.servers[:2])
     head = ["", "prompt tokens", "lower bound", f"{mine} computed", f"{theirs} computed"]
     head += [f"{mine}, first token", f"{theirs}, first token", "ratio of first tokens"]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *(_row(each) for each in compare(results))]
+    lines = [
+        head,
+        ["---", *["---:"] * (len(head) - 1)],
+        *(_row(each) for each in compare(results) if _num_pairs(each) >= MIN_PAIRS),
+    ]
     return "\n".join(f"| {' | '.join(cells)} |".replace("|  |", "| |") for cells in lines)
 
 
@@ -101,12 +108,18 @@ def computed_chart(results: Results, theme: Theme) -> str | None:
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="both", length=0)
         axes.tick_params(axis="y", labelcolor=Role.INK.stand_in)
-        axes.legend(frameon=False, loc="lower right", labelcolor="linecolor", handlelength=0.8)
+        look = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2}
+        axes.legend(frameon=False, labelcolor="linecolor", handlelength=0.8, **look)
         return {}
 
     says = "; ".join(_said(each) for each in compared)
     height = 0.7 + 0.38 * len(compared)
     return picture(draw, name="computed", says=says, theme=theme, width_inches=8, height_inches=height)
+
+
+def _num_pairs(each: Compared) -> int:
+    ratio = each.scores[1].times_first_token
+    return len(ratio.values) if ratio is not None else 0
 
 
 def _row(each: Compared) -> list[str]:

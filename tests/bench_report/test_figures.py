@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 from tests.bench_report.made_up_results import KVSTET, full_results
 
 import figures
@@ -69,6 +70,26 @@ def test_the_table_has_medians_and_the_range_of_the_ratio() -> None:
     assert len(rest) == 14
 
 
+def test_a_row_of_few_pairs_is_left_out() -> None:
+    results = full_results()
+    first = results.scenarios[0]
+    few = replace(first, runs=[run for run in first.runs if run.repetition < figures.MIN_PAIRS - 1])
+    shown = figures.table(replace(results, scenarios=[few, *results.scenarios[1:]]))
+    assert first.title in figures.table(results) and first.title not in shown
+    assert len(shown.splitlines()) == len(figures.table(results).splitlines()) - 1
+
+
+def test_state_that_has_become_exact_stays_in_the_picture() -> None:
+    """Nothing is no place on a logarithmic scale; a line that left the picture took all the room with it."""
+    results = full_results()
+    last = replace(results.drift[-1], mean_divergence=0.0)
+    drawn = figures.figures(replace(results, drift=[*results.drift[:-1], last]))["drift-light.svg"]
+    height = float(re.findall(r'viewBox="0 0 [\d.]+ ([\d.]+)"', drawn)[0])
+    heights = [float(y) for y in re.findall(r"[ML] -?[\d.]+ (-?[\d.]+)", drawn)]
+    assert heights and all(-10 <= y <= height + 10 for y in heights)
+    assert "0.0e+00 nats" in drawn
+
+
 def test_the_table_is_put_between_its_marks_and_nothing_else_is_touched() -> None:
     text = f"before\n\n{figures.BEGIN}\n| old |\n{figures.END}\n\nbehind\n"
     assert figures.with_table(text, "| new |") == text.replace("old", "new")
@@ -86,11 +107,11 @@ def test_the_command_writes_pictures_and_table(tmp_path: Path, monkeypatch: pyte
     }.items():
         monkeypatch.setattr(figures, name, value)
     assert figures.main() == 1, "there are no results"
-    (folder / "results.json").write_bytes(msgspec.json.encode(full_results(num_pairs=1)))
+    (folder / "results.json").write_bytes(msgspec.json.encode(full_results()))
     assert figures.main() == 0
     assert len(list(folder.glob("*.svg"))) == 6
     assert "| Append |" in readme.read_text()
     test_what_is_kept_is_up_to_date()
-    (folder / "results.json").write_bytes(msgspec.json.encode(full_results(8, num_pairs=1)))
+    (folder / "results.json").write_bytes(msgspec.json.encode(full_results(8)))
     with pytest.raises(AssertionError):
         test_what_is_kept_is_up_to_date()

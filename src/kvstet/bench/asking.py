@@ -30,8 +30,11 @@ _MAX_ERROR_CHARACTERS = 300
 
 
 def client_of(server: Server) -> httpx.AsyncClient:
-    """Asks a server."""
-    return httpx.AsyncClient(base_url=server.url, trust_env=False, timeout=PATIENCE_SECONDS, verify=_certificates())
+    """Asks a server, on a connection for each request: a server may close one that rests just when it is to be used."""
+    limits = httpx.Limits(max_keepalive_connections=0)
+    return httpx.AsyncClient(
+        base_url=server.url, trust_env=False, timeout=PATIENCE_SECONDS, verify=_certificates(), limits=limits
+    )
 
 
 @cache

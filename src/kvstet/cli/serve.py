@@ -54,8 +54,8 @@ CACHE_FOLDER_VARIABLE = "KVSTET_CACHE_DIR"
 
 MODELS, MODEL, CACHE = "Models", "Model (names as in llama.cpp)", "Cache and scheduling"
 
-AUDIT_DELAY_SECONDS = 2.0
-"""Tools of an agent that is at work have mostly answered by then."""
+AUDIT_DELAY_SECONDS = 30.0
+"""Most tools of an agent that is at work have answered by then."""
 
 UNLOAD_SECONDS = 900.0
 """How long a model may rest where there are several, unless the user says otherwise."""

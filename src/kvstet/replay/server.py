@@ -68,8 +68,10 @@ def client_of(url: str, api_key: str | None = None) -> httpx.Client:
     base = url.rstrip("/").removesuffix("/v1")
     headers = {"authorization": f"Bearer {api_key}", "x-api-key": api_key} if api_key else {}
     timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
+    # A connection for each request: a server may close one that has rested in a pause just when it is to be used.
+    limits = httpx.Limits(max_keepalive_connections=0)
     try:
-        return httpx.Client(base_url=base, headers=headers, timeout=timeout, trust_env=False)
+        return httpx.Client(base_url=base, headers=headers, timeout=timeout, trust_env=False, limits=limits)
     except httpx.InvalidURL as error:
         raise InvalidRequest(f"{url} is no URL: {error}") from error
 

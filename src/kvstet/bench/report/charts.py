@@ -71,14 +71,17 @@ def drift_chart(results: Results, theme: Theme) -> str | None:
     if not edits:
         return None
 
+    lowest = _lowest(results)
+
     def draw(axes: Any) -> Titles:
         titles: dict[str, list[str]] = {}
         ends: list[tuple[str, float, float, int]] = []
         for place, edit in enumerate(edits):
             points = _repaired(results.drift, edit)
-            _draw_drift(axes, points, place)
+            heights = [max(point.mean_divergence, lowest) for point in points]
+            _draw_drift(axes, [point.num_repaired_tokens for point in points], heights, place)
             titles[f"drift-{place}"] = [_drifted(point) for point in points]
-            ends.append((edit, points[-1].num_repaired_tokens, points[-1].mean_divergence, place))
+            ends.append((edit, points[-1].num_repaired_tokens, heights[-1], place))
         _draw_noise(axes, results.noise_divergence)
         _scale_drift(axes, results.drift)
         _label_ends(axes, ends)
@@ -225,9 +228,13 @@ def _drifted(point: DriftPoint) -> str:
     return f"{point.edit}, {point.num_repaired_tokens:,} tokens repaired: {point.mean_divergence:.1e} nats"
 
 
-def _draw_drift(axes: Any, points: list[DriftPoint], place: int) -> None:
-    repaired = [point.num_repaired_tokens for point in points]
-    divergences = [point.mean_divergence for point in points]
+def _lowest(results: Results) -> float:
+    """Where none at all is drawn, which has no place on a logarithmic scale."""
+    found = [point.mean_divergence for point in results.drift] + [results.noise_divergence or 0.0]
+    return min((divergence for divergence in found if divergence > 0), default=1.0) / 2
+
+
+def _draw_drift(axes: Any, repaired: list[int], divergences: list[float], place: int) -> None:
     look = {
         "color": server_role(place).stand_in,
         "marker": MARKERS[place % 4],
