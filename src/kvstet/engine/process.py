@@ -223,8 +223,8 @@ def _serve(engine: Engine, channel: Channel, commands: list[Command | Stop]) -> 
             channel.send(Report(events, engine.stats() if is_due else None))
         reported = now if is_due else reported
         timeout = engine.idle_step() if engine.is_idle else 0.0
-        if timeout is None:
-            # Nothing follows until a request comes, so what was last told stays for long.
+        if timeout is None or timeout >= STATS_SECONDS:
+            # Nothing follows for a while, so what was last told stays for long.
             channel.send(Report([], engine.stats()))
         commands = channel.receive(timeout)
 
