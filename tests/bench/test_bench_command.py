@@ -16,23 +16,18 @@ import psutil
 import pytest
 from rich.console import Console
 from tests.bench.bench_fakes import FakeServer, serving
-from tests.cli.harness import command, eventually
+from tests.cli.harness import command, ended, eventually
 
 from kvstet.bench.benchmark import FULL, QUICK
 from kvstet.bench.results import Machine, Model, Results, Scenario, Server
 from kvstet.bench.suite import SUITE
 from kvstet.bench.table import pairs, show
 from kvstet.cli.bench import amount_of
-from kvstet.cli.main import main
 from kvstet.replay.results import Asked, Run
 
 
 def bench(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str]:
-    monkeypatch.setattr("sys.argv", ["kvstet", "bench", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    said = capsys.readouterr()
-    return int(ended.value.code or 0), said.out + said.err
+    return ended(capsys, monkeypatch, "bench", *arguments)
 
 
 def test_the_scenarios_are_listed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

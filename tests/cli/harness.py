@@ -17,7 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from openai import AsyncOpenAI, OpenAI
+
+from kvstet.cli.main import main
 
 LIGHT = ("--no-cache-disk", "--ctx-size", "2048", "--parallel", "4", "--threads", "1", "--prefill-chunk", "64")
 """A small context on one thread, in small steps, so that what happens within a step happens soon."""
@@ -41,6 +44,15 @@ def eventually(condition: Callable[[], object], seconds: float = PATIENCE_SECOND
             return False
         time.sleep(0.02)
     return True
+
+
+def ended(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str]:
+    """A command in this process: its exit status, and all that it said."""
+    monkeypatch.setattr("sys.argv", ["kvstet", *arguments])
+    with pytest.raises(SystemExit) as ending:
+        main()
+    said = capsys.readouterr()
+    return int(ending.value.code or 0), said.out + said.err
 
 
 def command(*arguments: str) -> list[str]:

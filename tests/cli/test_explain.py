@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from tests.api.harness import reply, running
+from tests.cli.harness import ended
 from tests.edits.labels import TRACES
 
-from kvstet.cli.main import main
 from kvstet.cli.recordings import read_recording, recorded_requests
 from kvstet.config import ApiKey
 from kvstet.engine.fake_client import ScriptedEngine
@@ -18,11 +18,7 @@ from kvstet.traces.reading import exchanges, lines_in
 
 
 def explain(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str]:
-    monkeypatch.setattr("sys.argv", ["kvstet", "explain", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    said = capsys.readouterr()
-    return int(ended.value.code or 0), said.out + said.err
+    return ended(capsys, monkeypatch, "explain", *arguments)
 
 
 def test_a_recorded_session_is_explained(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
