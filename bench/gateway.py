@@ -28,7 +28,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
@@ -122,7 +122,7 @@ def started(target: Any, *arguments: Any) -> Iterator[str]:
         process.join()
 
 
-def milliseconds(client: httpx.Client, url: str, content: bytes) -> float:
+def milliseconds(client: httpx2.Client, url: str, content: bytes) -> float:
     start = time.perf_counter()
     client.post(url, content=content).raise_for_status()
     return (time.perf_counter() - start) * 1000
@@ -132,7 +132,7 @@ def measured(urls: Sequence[str], path: str, content: bytes, num_rounds: int) ->
     """For each of the URLs, milliseconds of every round."""
     chance = random.Random(1)
     rounds: list[list[float]] = []
-    with httpx.Client(trust_env=False, timeout=60) as client:
+    with httpx2.Client(trust_env=False, timeout=60) as client:
         for _ in range(num_rounds + NUM_WARM):
             order = list(range(len(urls)))
             chance.shuffle(order)

@@ -31,7 +31,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 
 from kvstet.bench.servers import Local
@@ -68,12 +68,12 @@ class Turn:
 
 
 @contextmanager
-def serving(model: Path, folder: Path) -> Generator[httpx.Client]:
+def serving(model: Path, folder: Path) -> Generator[httpx2.Client]:
     """A server of its own process group; killed at the end, the engine with it."""
     server = Local(Software("kvstet", version("kvstet"), command), Settings(model, folder, 0))
     try:
         asyncio.run(server.start())
-        with httpx.Client(base_url=server.url, timeout=None, trust_env=False) as client:
+        with httpx2.Client(base_url=server.url, timeout=None, trust_env=False) as client:
             yield client
     finally:
         server.kill()
@@ -85,7 +85,7 @@ def command(settings: Settings, port: int) -> list[str]:
     return [sys.executable, "-m", "kvstet", *arguments, "--parallel", "2"]
 
 
-def ask(client: httpx.Client, messages: list[Message], *, is_cold: bool = False) -> Turn:
+def ask(client: httpx2.Client, messages: list[Message], *, is_cold: bool = False) -> Turn:
     body: dict[str, Any] = {
         "messages": messages,
         "max_tokens": 8,
@@ -110,7 +110,7 @@ def ask(client: httpx.Client, messages: list[Message], *, is_cold: bool = False)
     return Turn(first, usage["prompt_tokens"], usage["completion_tokens"], report["computed"], reply)
 
 
-def wait_until_written(client: httpx.Client) -> None:
+def wait_until_written(client: httpx2.Client) -> None:
     while not re.search(r"^kvstet_unwritten_blobs 0\.0$", client.get("/metrics").text, re.MULTILINE):
         time.sleep(0.1)
 
@@ -125,7 +125,7 @@ def compare(toy: str, num_tokens: int, pairs: int) -> None:
     found: list[tuple[Turn, Turn]] = []
     excesses: list[int] = []
 
-    def say(client: httpx.Client) -> Turn:
+    def say(client: httpx2.Client) -> Turn:
         messages.append({"role": "user", "content": " ".join(generator.choices(WORDS, k=TURN_WORDS))})
         return ask(client, messages)
 

@@ -11,7 +11,7 @@ from functools import cache
 from random import Random
 from typing import Any
 
-import httpx
+import httpx2
 from starlette.types import ASGIApp
 from tests.api.mutations import Sample, mutant
 from tests.api.samples import HANDWRITTEN, recorded
@@ -149,7 +149,7 @@ class Magazine:
             body["max_output_tokens" if sample.path.startswith("/v1/responses") else "max_tokens"] = length
         return Sample(sample.path, body)
 
-    def learn(self, shot: Shot, response: httpx.Response) -> None:
+    def learn(self, shot: Shot, response: httpx2.Response) -> None:
         """Let the conversation go on from the answer, if it can be read."""
         try:
             body, answer = json.loads(shot.body), response.json()
@@ -234,9 +234,9 @@ class Call:
         state = self.scope.get("state", {})
         return f"{state['exchange'].id}:" if "exchange" in state else "none"
 
-    def response(self) -> httpx.Response:
+    def response(self) -> httpx2.Response:
         assert self.status is not None
-        return httpx.Response(self.status, headers=self.headers, content=b"".join(self.pieces))
+        return httpx2.Response(self.status, headers=self.headers, content=b"".join(self.pieces))
 
     def faults(self) -> list[str]:
         """What is wrong with how it was answered."""

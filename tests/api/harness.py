@@ -12,7 +12,7 @@ from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
-import httpx
+import httpx2
 from openai import AsyncOpenAI, OpenAI
 
 from kvstet.api import create_app
@@ -135,18 +135,18 @@ class Site:
         return AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
 
     @contextmanager
-    def http(self, **options: Any) -> Iterator[httpx.Client]:
-        with httpx.Client(base_url=self.url, trust_env=False, verify=False, **options) as client:
+    def http(self, **options: Any) -> Iterator[httpx2.Client]:
+        with httpx2.Client(base_url=self.url, trust_env=False, verify=False, **options) as client:
             yield client
 
-    def post(self, path: str, body: Any) -> httpx.Response:
+    def post(self, path: str, body: Any) -> httpx2.Response:
         """``body`` is sent as JSON, unless it is bytes already."""
         with self.http() as client:
             if isinstance(body, bytes):
                 return client.post(path, content=body)
             return client.post(path, json=body)
 
-    def get(self, path: str, **headers: str) -> httpx.Response:
+    def get(self, path: str, **headers: str) -> httpx2.Response:
         with self.http() as client:
             return client.get(path, headers=headers)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import httpx
+import httpx2
 from ollama import AsyncClient, Client
 from tests.api.anthropic_harness import MessagesSite
 
@@ -46,7 +46,7 @@ def generate(site: MessagesSite, **fields: Any) -> dict[str, Any]:
     return response.json()
 
 
-def lines_of(response: httpx.Response) -> list[dict[str, Any]]:
+def lines_of(response: httpx2.Response) -> list[dict[str, Any]]:
     """Of a stream that has begun; every line must be JSON."""
     assert response.status_code == 200, response.text
     assert response.headers["content-type"] == "application/x-ndjson"
@@ -54,7 +54,7 @@ def lines_of(response: httpx.Response) -> list[dict[str, Any]]:
     return [json.loads(line) for line in response.text.removesuffix("\n").split("\n")]
 
 
-def error_of(response: httpx.Response) -> tuple[int, str]:
+def error_of(response: httpx2.Response) -> tuple[int, str]:
     """Status and message of an error, which must be in Ollama's envelope."""
     body = response.json()
     assert list(body) == ["error"]

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -208,7 +208,7 @@ def limited_site() -> Iterator[Site]:
         yield site
 
 
-def ask(site: Site, key: str = "sesame", path: str = CHAT, **fields: Any) -> httpx.Response:
+def ask(site: Site, key: str = "sesame", path: str = CHAT, **fields: Any) -> httpx2.Response:
     with site.http(headers={"authorization": f"Bearer {key}"}) as client:
         return client.post(path, json={"messages": USER, **fields})
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
+import httpx2
 import openai
 import pytest
 from tests.api.harness import ScriptedEngine, Site, reply, running
@@ -27,7 +27,7 @@ from kvstet.errors import (
 USER = [{"role": "user", "content": "Hi"}]
 
 
-def error_of(response: httpx.Response) -> dict[str, Any]:
+def error_of(response: httpx2.Response) -> dict[str, Any]:
     """The error, which must have OpenAI's envelope."""
     body = response.json()
     assert list(body) == ["error"]

@@ -7,7 +7,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from openai import APIError, AsyncOpenAI, BadRequestError
 from tests.api.harness import END, Site, reply, running, tokens_of
@@ -490,7 +490,7 @@ def test_the_sdk_sees_request_ids(site: Site):
 
 
 def test_the_paths_without_v1_work_as_well(site: Site):
-    with httpx.Client(base_url=site.url, trust_env=False) as client:
+    with httpx2.Client(base_url=site.url, trust_env=False) as client:
         assert client.post("/chat/completions", json={"messages": USER}).status_code == 200
 
 

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from random import Random
 
-import httpx
+import httpx2
 import pytest
 from starlette.types import ASGIApp
 from tests.api.anthropic_harness import calling, thinking
@@ -103,10 +103,10 @@ class Bench:
         engine.requests.clear()
         engine.script = Say([*_bytes(random.choice(REPLIES)), END][: random.choice((3, 1000, 1000))])
         alarm.records.clear()
-        transport = httpx.ASGITransport(self.apps[which])
+        transport = httpx2.ASGITransport(self.apps[which])
         faults: list[str] = []
         try:
-            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
                 asking = client.post(path, content=body, headers={"content-type": "application/json"})
                 response = await asyncio.wait_for(asking, HANG_SECONDS)
         except Exception as error:
@@ -140,7 +140,7 @@ def _bytes(text: str | bytes) -> bytes:
     return text if isinstance(text, bytes) else text.encode()
 
 
-def judge(path: str, response: httpx.Response) -> list[str]:
+def judge(path: str, response: httpx2.Response) -> list[str]:
     """What is wrong with an answer's form."""
     status, kind = response.status_code, response.headers["content-type"]
     expects_501 = path == "/api/embed"
@@ -193,7 +193,7 @@ def _where(record: logging.LogRecord) -> str:
 async def test_samples_are_served_as_they_stand():
     engine, app = bench().engines[0], bench().apps[0]
     engine.script = Say([*b"Hello.", END])
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://localhost") as client:
         for sample in bench().samples:
             response = await client.post(sample.path, json=sample.body)
             assert response.status_code == (501 if sample.path == "/api/embed" else 200), (sample, response.text)
@@ -219,8 +219,8 @@ async def test_twenty_thousand_damaged_requests_are_answered_or_refused():
 def test_what_the_fuzzing_looks_for_is_found():
     """The judge itself, on answers that are wrong."""
 
-    def answer(status: int, content: bytes, kind: str = "application/json") -> httpx.Response:
-        return httpx.Response(status, content=content, headers={"content-type": kind})
+    def answer(status: int, content: bytes, kind: str = "application/json") -> httpx2.Response:
+        return httpx2.Response(status, content=content, headers={"content-type": kind})
 
     wrong = {
         "/v1/messages": (answer(400, b'{"error": "no"}'), answer(500, b"{}"), answer(200, b"{")),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-import httpx
+import httpx2
 import openai
 import pytest
 from tests.api.harness import Site, reply, running
@@ -197,11 +197,11 @@ PAGE, FOREIGN_PAGE = "http://localhost:3000", "http://evil.example"
 PREFLIGHT = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type"}
 
 
-def cors_headers(response: httpx.Response) -> dict[str, str]:
+def cors_headers(response: httpx2.Response) -> dict[str, str]:
     return {name: value for name, value in response.headers.items() if name.startswith("access-control")}
 
 
-def options(site: Site, path: str, **headers: str) -> httpx.Response:
+def options(site: Site, path: str, **headers: str) -> httpx2.Response:
     with site.http() as client:
         return client.options(path, headers=headers)
 

@@ -11,7 +11,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from ollama import ResponseError
 from tests.api.anthropic_harness import MessagesSite, calling, running_messages, thinking
@@ -325,11 +325,11 @@ class TwoModels(OneModel):
 
 def test_models_that_are_not_loaded_are_listed_and_shown_but_do_not_run():
     with running_models(TwoModels(served_by(ScriptedEngine(), aliases=("first",)))) as url:
-        listed = httpx.get(f"{url}/api/tags").json()["models"]
+        listed = httpx2.get(f"{url}/api/tags").json()["models"]
         assert [model["name"] for model in listed] == ["tiny", "first", "other", "second"]
         assert listed[0]["digest"] == listed[1]["digest"] != listed[2]["digest"]
-        assert [model["name"] for model in httpx.get(f"{url}/api/ps").json()["models"]] == ["tiny"]
-        shown = httpx.post(f"{url}/api/show", json={"name": "other"}).json()
+        assert [model["name"] for model in httpx2.get(f"{url}/api/ps").json()["models"]] == ["tiny"]
+        shown = httpx2.post(f"{url}/api/show", json={"name": "other"}).json()
         assert (shown["model_info"], shown["template"], shown["capabilities"]) == ({}, "", ["completion", "tools"])
 
 
@@ -467,7 +467,7 @@ async def test_the_asynchronous_client_chats_streams_and_generates(site: Message
 def test_a_client_that_gives_up_frees_its_tokens(site: MessagesSite, stream: bool):
     site.engine.script = Hang()
     for seconds in patiences(site.engine):
-        with client_of(site, timeout=seconds) as client, pytest.raises(httpx.TimeoutException):
+        with client_of(site, timeout=seconds) as client, pytest.raises(httpx2.TimeoutException):
             list(client.chat("tiny", USER, stream=stream))
     assert freed(site.engine)
 

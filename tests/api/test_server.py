@@ -5,7 +5,7 @@ import json
 import signal
 import socket
 
-import httpx
+import httpx2
 import pytest
 from tests.api.harness import reply, served_by, tokens_of
 
@@ -27,8 +27,8 @@ async def serving(engine: ScriptedEngine, drain_seconds: float = 10.0) -> tuple[
     return task, await urls.get()
 
 
-def client(url: str) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=url, trust_env=False, verify=False, timeout=30)
+def client(url: str) -> httpx2.AsyncClient:
+    return httpx2.AsyncClient(base_url=url, trust_env=False, verify=False, timeout=30)
 
 
 async def stop(task: asyncio.Task[None]) -> None:
@@ -44,7 +44,7 @@ async def test_a_free_port_is_found_and_told():
         assert (await http.get("/health")).status_code == 200
     await stop(task)
     assert engine.is_closed
-    with pytest.raises(httpx.ConnectError):
+    with pytest.raises(httpx2.ConnectError):
         async with client(url) as http:
             await http.get("/health")
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 from tests.api.harness import running
@@ -70,7 +70,7 @@ class Session:
         (end,) = vocab.tokenize("<|im_end|>", add_special=False, parse_special=True).tolist()
         self.renderer = Watched(ALL_REASONING, vocab, ledger=Ledger() if echoes else None)
         self.engine = PlayedEngine(context_length=CONTEXT, vocab_size=vocab.num_tokens, end=end)
-        self.answers: list[tuple[Step, httpx.Response]] = []
+        self.answers: list[tuple[Step, httpx2.Response]] = []
         random = np.random.default_rng(0)
         with running(self.engine, self.renderer, vocab) as site, site.http() as http:
             for step in steps(name):

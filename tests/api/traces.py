@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 
 from kvstet.types import Tokenizer
@@ -55,7 +55,7 @@ def _for_model(name: str) -> str:
     return name.replace(".", "__")
 
 
-def account_of(answer: httpx.Response) -> dict[str, Any]:
+def account_of(answer: httpx2.Response) -> dict[str, Any]:
     """The ``kvstet`` object of a response, streamed or not, in whichever dialect."""
     told = [line.removeprefix("data: ") for line in answer.text.splitlines() if '"kvstet":' in line]
     return _account_in(json.loads(told[-1]))

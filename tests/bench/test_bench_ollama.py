@@ -11,7 +11,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from kvstet.bench import software
@@ -89,10 +89,10 @@ def test_it_serves_one_model_that_is_made_once_and_touches_nothing_of_the_users(
 
     async def listed() -> list[str]:
         await server.start()
-        async with httpx.AsyncClient(base_url=server.url, trust_env=False) as client:
+        async with httpx2.AsyncClient(base_url=server.url, trust_env=False) as client:
             before = (await client.get("/v1/models")).json()["data"]
             await server.restart()
-            client.base_url = httpx.URL(server.url)
+            client.base_url = httpx2.URL(server.url)
             return [*before, *(await client.get("/v1/models")).json()["data"]]
 
     try:

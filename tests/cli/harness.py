@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
@@ -108,9 +108,9 @@ class Served:
         return pid
 
     @contextmanager
-    def http(self, **options: Any) -> Iterator[httpx.Client]:
+    def http(self, **options: Any) -> Iterator[httpx2.Client]:
         headers = {"authorization": f"Bearer {KEY}"}
-        client = httpx.Client(
+        client = httpx2.Client(
             base_url=self.url, trust_env=False, verify=False, timeout=PATIENCE_SECONDS, headers=headers, **options
         )
         with client:
@@ -124,11 +124,11 @@ class Served:
     def async_sdk(self) -> AsyncOpenAI:
         return AsyncOpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0, timeout=PATIENCE_SECONDS)
 
-    def get(self, path: str) -> httpx.Response:
+    def get(self, path: str) -> httpx2.Response:
         with self.http() as client:
             return client.get(path)
 
-    def post(self, path: str, body: Body | bytes) -> httpx.Response:
+    def post(self, path: str, body: Body | bytes) -> httpx2.Response:
         """``body`` is sent as JSON, unless it is bytes already."""
         with self.http() as client:
             return client.post(path, content=body) if isinstance(body, bytes) else client.post(path, json=body)

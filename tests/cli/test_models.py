@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from tests.api.harness import eventually, reply, running_models, served_by
 
@@ -320,13 +320,13 @@ async def test_who_waits_for_a_model_is_told_that_the_server_stops(machine: Mach
 
 
 @contextmanager
-def site(pool: ModelPool) -> Iterator[httpx.Client]:
-    with running_models(pool) as url, httpx.Client(base_url=url, trust_env=False, verify=False) as client:
+def site(pool: ModelPool) -> Iterator[httpx2.Client]:
+    with running_models(pool) as url, httpx2.Client(base_url=url, trust_env=False, verify=False) as client:
         yield client
 
 
 @contextmanager
-def asked(client: httpx.Client, body: dict[str, object]) -> Iterator[None]:
+def asked(client: httpx2.Client, body: dict[str, object]) -> Iterator[None]:
     """A connection on which a chat request was sent; leaving hangs up."""
     text = json.dumps(body).encode()
     head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(text)}\r\n\r\n"

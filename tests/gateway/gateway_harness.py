@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
+import httpx2
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from tests.api.harness import eventually
@@ -125,11 +125,11 @@ class Gate:
     server: uvicorn.Server
 
     @contextmanager
-    def http(self, **options: Any) -> Iterator[httpx.Client]:
-        with httpx.Client(base_url=self.url, trust_env=False, verify=False, **options) as client:
+    def http(self, **options: Any) -> Iterator[httpx2.Client]:
+        with httpx2.Client(base_url=self.url, trust_env=False, verify=False, **options) as client:
             yield client
 
-    def post(self, path: str, body: bytes, **options: Any) -> httpx.Response:
+    def post(self, path: str, body: bytes, **options: Any) -> httpx2.Response:
         with self.http() as client:
             return client.post(path, content=body, **options)
 

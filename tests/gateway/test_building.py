@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from tests.gateway.gateway_harness import Recorder, serving
 from tests.gateway.scripted import vendor
@@ -190,7 +190,7 @@ def test_the_command_serves_until_it_is_told_to_stop():
                 first = process.stderr.readline()
                 address = re.search(r"http://[0-9.]+:[0-9]+", first)
                 assert address is not None, first
-                with httpx.Client(trust_env=False) as client:
+                with httpx2.Client(trust_env=False) as client:
                     answer = client.post(f"{address[0]}/v1/chat/completions", json={"model": "m", "messages": []})
                     assert answer.status_code == 200
                 process.send_signal(signal.SIGINT)

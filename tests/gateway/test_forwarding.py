@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
-import httpx
+import httpx2
 import pytest
 from tests.api.harness import eventually
 from tests.gateway.gateway_harness import (
@@ -253,12 +253,12 @@ def test_fifty_streams_pass_at_once(recorder: Recorder, gate: Gate):
         pieces=tuple(b"%b %d\n" % (request.body, n) for n in range(20)), pause_seconds=0.02
     )
 
-    async def stream(client: httpx.AsyncClient, number: int) -> bytes:
+    async def stream(client: httpx2.AsyncClient, number: int) -> bytes:
         answer = await client.post(f"{gate.url}{CHAT}", content=b"%d" % number)
         return answer.content
 
     async def all_at_once() -> list[bytes]:
-        async with httpx.AsyncClient(trust_env=False, timeout=30, limits=httpx.Limits()) as client:
+        async with httpx2.AsyncClient(trust_env=False, timeout=30, limits=httpx2.Limits()) as client:
             return await asyncio.gather(*(stream(client, number) for number in range(50)))
 
     began = time.monotonic()
@@ -310,7 +310,7 @@ def test_a_response_that_breaks_off_breaks_off_for_the_client_too(head: bytes):
         seen: list[bytes] = []
         with gate.http() as client, client.stream("POST", CHAT, content=b"{}") as answer:
             assert answer.status_code == 200
-            with pytest.raises(httpx.RemoteProtocolError):
+            with pytest.raises(httpx2.RemoteProtocolError):
                 seen.extend(answer.iter_raw())
         assert b"".join(seen) == body
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import anthropic
-import httpx
+import httpx2
 import openai
 import pytest
 from tests.gateway.gateway_harness import Answer, Gate, Recorder, built_gateway, serving
@@ -253,7 +253,7 @@ def test_a_stream_that_is_cut_off_is_no_reply(client: str, upstream: str):
     asked = {"chat": CHAT_ASKED, "responses": RESPONSES_ASKED, "messages": MESSAGES_ASKED}[client]
     path = {"chat": "/v1/chat/completions", "responses": "/v1/responses", "messages": "/v1/messages"}[client]
     half = Answer(200, STREAM, (content[: len(content) // 2],))
-    with to(upstream, lambda _: half) as (_, gate), pytest.raises(httpx.RemoteProtocolError):
+    with to(upstream, lambda _: half) as (_, gate), pytest.raises(httpx2.RemoteProtocolError):
         gate.post(path, json.dumps({**asked, "stream": True}).encode())
 
 
@@ -344,7 +344,7 @@ def test_a_word_to_the_gateway_does_not_reach_the_upstream():
 def test_a_stream_that_goes_on_and_says_nothing_is_broken_off(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("kvstet.gateway.changing.translation.MAX_COPY_BYTES", 100_000)
     endless = Answer(200, STREAM, (b"data: ", *[b"x" * 10_000] * 20, b"\n\n"))
-    with to("messages", lambda _: endless) as (_, gate), pytest.raises(httpx.RemoteProtocolError):
+    with to("messages", lambda _: endless) as (_, gate), pytest.raises(httpx2.RemoteProtocolError):
         gate.post("/v1/chat/completions", json.dumps({**CHAT_ASKED, "stream": True}).encode())
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from tests.gateway.gateway_harness import Answer, Fields, Gate, Recorded, Recorder, gateway_to, serving
 
@@ -168,10 +168,10 @@ def passed(sent: Sequence[Sent]) -> Callable[[], None]:
     return check
 
 
-async def _sent_all(url: str, requests: Sequence[Sent]) -> dict[int, tuple[httpx.Response, bytes]]:
+async def _sent_all(url: str, requests: Sequence[Sent]) -> dict[int, tuple[httpx2.Response, bytes]]:
     waiting = iter(enumerate(requests))
-    answers: dict[int, tuple[httpx.Response, bytes]] = {}
-    async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
+    answers: dict[int, tuple[httpx2.Response, bytes]] = {}
+    async with httpx2.AsyncClient(trust_env=False, timeout=60) as client:
 
         async def work() -> None:
             for number, request in waiting:
@@ -181,9 +181,9 @@ async def _sent_all(url: str, requests: Sequence[Sent]) -> dict[int, tuple[httpx
     return answers
 
 
-async def _send(client: httpx.AsyncClient, url: str, number: int, sent: Sent) -> tuple[httpx.Response, bytes]:
+async def _send(client: httpx2.AsyncClient, url: str, number: int, sent: Sent) -> tuple[httpx2.Response, bytes]:
     framing = (b"Transfer-Encoding", b"chunked") if sent.is_chunked else (b"Content-Length", b"%d" % len(sent.body))
-    request = httpx.Request(
+    request = httpx2.Request(
         sent.method,
         url,
         headers=[(b"Host", b"localhost"), *sent.fields, (NUMBER, b"%d" % number), framing],
@@ -196,7 +196,7 @@ async def _send(client: httpx.AsyncClient, url: str, number: int, sent: Sent) ->
     return answer, body
 
 
-class _Pieces(httpx.AsyncByteStream):
+class _Pieces(httpx2.AsyncByteStream):
     def __init__(self, pieces: Sequence[bytes]) -> None:
         self._pieces = pieces
 
@@ -213,7 +213,7 @@ def assert_same_request(sent: Sent, arrived: Recorded) -> None:
     assert _fields(arrived.fields) == _fields(sent.fields)
 
 
-def assert_same_answer(answer: Answer, got: tuple[httpx.Response, bytes]) -> None:
+def assert_same_answer(answer: Answer, got: tuple[httpx2.Response, bytes]) -> None:
     response, body = got
     assert response.status_code == answer.status
     assert body == b"".join(answer.pieces)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from tests.api.traces import FOLDER
 from tests.cli.harness import serving
@@ -84,8 +84,8 @@ def llama_server(model: Path, template: Path) -> Generator[str, None, None]:
 
 def _is_ready(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/health", trust_env=False).is_success
-    except httpx.TransportError:
+        return httpx2.get(f"{url}/health", trust_env=False).is_success
+    except httpx2.TransportError:
         return False
 
 

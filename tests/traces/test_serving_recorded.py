@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from tests.api.anthropic_harness import calling, thinking
 from tests.api.harness import TOKENIZER, Site, asked, eventually, freed, reply, tokens_of
@@ -214,7 +214,7 @@ def test_a_server_that_is_killed_leaves_all_that_was_answered(tmp_path: Path):
         url = server.stdout.readline().strip()
         for number in range(20):
             messages = [{"role": "user", "content": f"Request {number}."}]
-            assert httpx.post(f"{url}/v1/chat/completions", json={"messages": messages}).status_code == 200
+            assert httpx2.post(f"{url}/v1/chat/completions", json={"messages": messages}).status_code == 200
         assert eventually(lambda: file.read_text().count('"dir":"response"') == 20)
         server.send_signal(signal.SIGKILL)
     with file.open("ab") as torn:

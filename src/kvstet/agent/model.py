@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Protocol
 
-import httpx
+import httpx2
 
 from kvstet.addresses import is_loopback
 from kvstet.context.arranging.breakpoints import Marking, marked
@@ -70,10 +70,10 @@ class HttpModel:
         self._endpoint = endpoint
         self._cache_key = cache_key
         self._dialect = dialect_named(endpoint.dialect)
-        self._client = httpx.AsyncClient(
-            timeout=httpx.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS),
+        self._client = httpx2.AsyncClient(
+            timeout=httpx2.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS),
             # A proxy cannot reach this machine's loopback address.
-            trust_env=not is_loopback(httpx.URL(endpoint.url).host),
+            trust_env=not is_loopback(httpx2.URL(endpoint.url).host),
             follow_redirects=False,
         )
 
@@ -103,7 +103,7 @@ class HttpModel:
         told = {"content-type": "application/json", "accept": "text/event-stream", **self._endpoint.headers}
         return to_json(body).encode(errors="surrogatepass"), {**told, **dict(headers)}
 
-    async def _deltas(self, response: httpx.Response) -> AsyncGenerator[Delta, None]:
+    async def _deltas(self, response: httpx2.Response) -> AsyncGenerator[Delta, None]:
         if not response.headers.get("content-type", "").startswith("text/event-stream"):
             for delta in self._whole(await response.aread()):
                 yield delta
@@ -122,7 +122,7 @@ class HttpModel:
         except InvalidRequest as error:
             raise ModelFailed(f"{self._endpoint.title} did not answer as an API does: {error}", status=502) from None
 
-    def _refusal(self, response: httpx.Response, data: bytes) -> ModelFailed:
+    def _refusal(self, response: httpx2.Response, data: bytes) -> ModelFailed:
         failure = failure_in_body(response.status_code, data)
         return ModelFailed(
             f"{self._endpoint.title} answered {response.status_code}: {failure.message}",
@@ -136,18 +136,18 @@ class HttpModel:
         title = self._endpoint.title
         try:
             yield
-        except httpx.TimeoutException as error:
-            what = "accept a connection" if isinstance(error, httpx.ConnectTimeout) else "answer"
+        except httpx2.TimeoutException as error:
+            what = "accept a connection" if isinstance(error, httpx2.ConnectTimeout) else "answer"
             raise ModelFailed(f"{title} did not {what} in time.") from None
-        except httpx.ConnectError as error:
+        except httpx2.ConnectError as error:
             raise ModelFailed(f"{title} cannot be reached: {error}.") from None
-        except (httpx.LocalProtocolError, httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeEncodeError):
+        except (httpx2.LocalProtocolError, httpx2.InvalidURL, httpx2.UnsupportedProtocol, UnicodeEncodeError):
             raise ModelFailed(f"{title} cannot be asked: its address or key is not valid.", status=400) from None
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             raise ModelFailed(f"{title} broke the connection off ({type(error).__name__}).") from None
 
 
-async def _beginning(response: httpx.Response) -> bytes:
+async def _beginning(response: httpx2.Response) -> bytes:
     data = b""
     async for piece in response.aiter_bytes():
         data += piece

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import httpx
+import httpx2
 import msgspec
 
 from kvstet.bench import results
@@ -42,7 +42,7 @@ async def model_of(server: Server, path: Path) -> results.Model:
             listed = msgspec.json.decode((await client.get("/v1/models")).content, type=_Entries).data[0]
             shown = await client.post("/api/show", json={"model": listed.id})
             details = msgspec.json.decode(shown.content, type=_Shown).details
-    except (httpx.HTTPError, msgspec.MsgspecError) as error:
+    except (httpx2.HTTPError, msgspec.MsgspecError) as error:
         raise ServerGone(f"{server.name} does not say what model it has: {error}") from error
     return results.Model(
         name=path.name,

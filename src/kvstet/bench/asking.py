@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-import httpx
+import httpx2
 import msgspec
 
 from kvstet.bench.servers import Server
@@ -29,10 +29,10 @@ PATIENCE_SECONDS = 900.0
 _MAX_ERROR_CHARACTERS = 300
 
 
-def client_of(server: Server) -> httpx.AsyncClient:
+def client_of(server: Server) -> httpx2.AsyncClient:
     """Asks a server, on a connection for each request: a server may close one that rests just when it is to be used."""
-    limits = httpx.Limits(max_keepalive_connections=0)
-    return httpx.AsyncClient(
+    limits = httpx2.Limits(max_keepalive_connections=0)
+    return httpx2.AsyncClient(
         base_url=server.url, trust_env=False, timeout=PATIENCE_SECONDS, verify=_certificates(), limits=limits
     )
 
@@ -105,7 +105,7 @@ class Reading:
         return Answer(seconds, self.first_seconds, usage, self._account, self._timings)
 
 
-async def ask(client: httpx.AsyncClient, path: str, body: Body, label: str, began: float) -> Asked:
+async def ask(client: httpx2.AsyncClient, path: str, body: Body, label: str, began: float) -> Asked:
     """One request, to its end. ``began``: when the run did.
 
     A refusal is an `Asked` with its error. ServerGone: the connection failed or broke.
@@ -119,7 +119,7 @@ async def ask(client: httpx.AsyncClient, path: str, body: Body, label: str, bega
     return asked
 
 
-async def stream(client: httpx.AsyncClient, path: str, body: Body) -> Reading:
+async def stream(client: httpx2.AsyncClient, path: str, body: Body) -> Reading:
     """Read one streamed reply; see `ask`."""
     reading = Reading()
     try:
@@ -131,7 +131,7 @@ async def stream(client: httpx.AsyncClient, path: str, body: Body) -> Reading:
             async for line in response.aiter_lines():
                 if line.startswith("data: {"):
                     reading.take(msgspec.json.decode(line.removeprefix("data: "), type=_Chunk))
-    except httpx.HTTPError as error:
+    except httpx2.HTTPError as error:
         raise ServerGone(f"The server answers no more: {error or type(error).__name__}.") from error
     except msgspec.MsgspecError as error:
         reading.error = f"The answer cannot be read: {error}"

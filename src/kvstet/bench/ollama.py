@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import httpx
+import httpx2
 
 from kvstet.bench.servers import free_port
 from kvstet.bench.software import OLLAMA_MODEL
@@ -77,8 +77,8 @@ def _wait_until_it_answers(server: subprocess.Popen[bytes], port: int) -> None:
     deadline = time.monotonic() + MAKING_SECONDS
     while server.poll() is None and time.monotonic() < deadline:
         try:
-            httpx.get(f"http://127.0.0.1:{port}/", trust_env=False)
-        except httpx.TransportError:
+            httpx2.get(f"http://127.0.0.1:{port}/", trust_env=False)
+        except httpx2.TransportError:
             time.sleep(0.1)
         else:
             return

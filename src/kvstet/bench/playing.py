@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import httpx
+import httpx2
 
 from kvstet.bench.asking import PATHS, ask, client_of
 from kvstet.bench.servers import Server
@@ -68,7 +68,7 @@ class Player:
             if each.error is not None:
                 raise ServerGone(f"{each.label}: {each.error}")
 
-    async def _ask(self, client: httpx.AsyncClient, one: Ask, prompt: Prompt) -> Asked:
+    async def _ask(self, client: httpx2.AsyncClient, one: Ask, prompt: Prompt) -> Asked:
         asked = await ask(client, PATHS[self.server.endpoint], self._body(one, prompt), one.label, self._began)
         if asked.num_prompt_tokens is None and asked.error is None:
             asked.num_prompt_tokens = len(prompt.tokens)

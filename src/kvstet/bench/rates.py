@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-import httpx
+import httpx2
 
 from kvstet.bench.asking import PATHS, Reading, stream
 from kvstet.bench.steps import Body
 from kvstet.errors import ServerGone
 
 
-async def decode_rate(client: httpx.AsyncClient, model: str, prompts: Sequence[str], num_tokens: int) -> float:
+async def decode_rate(client: httpx2.AsyncClient, model: str, prompts: Sequence[str], num_tokens: int) -> float:
     """Tokens per second of replies to all prompts at once, from when the last one began until the first one ended.
 
     ServerGone: a reply was refused, or is too short to be timed.
@@ -30,7 +30,7 @@ async def decode_rate(client: httpx.AsyncClient, model: str, prompts: Sequence[s
     return num_between / (end - begin)
 
 
-async def prefill_rate(client: httpx.AsyncClient, model: str, prompt: str, num_tokens: int) -> float:
+async def prefill_rate(client: httpx2.AsyncClient, model: str, prompt: str, num_tokens: int) -> float:
     """Prompt tokens per second until the first token; ``num_tokens``: of the prompt. ServerGone: it was refused."""
     answer = (await _complete(client, model, prompt, max_tokens=1)).answer
     if answer.first_seconds is None:
@@ -38,7 +38,7 @@ async def prefill_rate(client: httpx.AsyncClient, model: str, prompt: str, num_t
     return (answer.usage.num_input_tokens or num_tokens) / answer.first_seconds
 
 
-async def _complete(client: httpx.AsyncClient, model: str, prompt: str, **fields: object) -> Reading:
+async def _complete(client: httpx2.AsyncClient, model: str, prompt: str, **fields: object) -> Reading:
     """Without the prompt cache, where the server knows that field."""
     body: Body = {"model": model, "prompt": prompt, "cache_prompt": False, **fields}
     reading = await stream(client, PATHS["text"], body)

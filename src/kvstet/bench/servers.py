@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from typing import Protocol
 
-import httpx
+import httpx2
 import msgspec
 import psutil
 
@@ -136,7 +136,7 @@ class Local:
 
     async def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_SECONDS
-        async with httpx.AsyncClient(base_url=self.url, trust_env=False, timeout=START_SECONDS) as client:
+        async with httpx2.AsyncClient(base_url=self.url, trust_env=False, timeout=START_SECONDS) as client:
             while time.monotonic() < deadline:
                 if not self.is_running:
                     raise ServerGone(f"{self.name} does not start: {self.last_words()}")
@@ -259,10 +259,10 @@ async def remote(address: str) -> Remote:
     url, _, model = address.partition("#")
     url = (url if "://" in url else f"http://{url}").rstrip("/").removesuffix("/v1")
     try:
-        async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=10.0) as client:
+        async with httpx2.AsyncClient(base_url=url, trust_env=False, timeout=10.0) as client:
             answer = await client.get("/v1/models")
             listed = msgspec.json.decode(answer.raise_for_status().content, type=_Listed)
-    except (httpx.HTTPError, httpx.InvalidURL, msgspec.MsgspecError) as error:
+    except (httpx2.HTTPError, httpx2.InvalidURL, msgspec.MsgspecError) as error:
         raise ServerGone(f"No server of OpenAI's API answers at {url}: {error}") from error
     return Remote(url, model or (listed.data[0].id if listed.data else "default"))
 
@@ -294,10 +294,10 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-async def _is_ready(client: httpx.AsyncClient) -> bool:
+async def _is_ready(client: httpx2.AsyncClient) -> bool:
     """llama-server lists its model while it still loads; others have no ``/health``."""
     try:
         health, models = await client.get("/health"), await client.get("/v1/models")
-    except httpx.TransportError:
+    except httpx2.TransportError:
         return False
-    return models.is_success and health.status_code in (httpx.codes.OK, httpx.codes.NOT_FOUND)
+    return models.is_success and health.status_code in (httpx2.codes.OK, httpx2.codes.NOT_FOUND)

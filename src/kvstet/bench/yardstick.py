@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-import httpx
+import httpx2
 import msgspec
 import numpy as np
 
@@ -27,7 +27,7 @@ class Prompt:
 class Yardstick:
     """Asks a kvstet server, which need not be the measured one; nothing is computed or cached by asking."""
 
-    def __init__(self, client: httpx.AsyncClient) -> None:
+    def __init__(self, client: httpx2.AsyncClient) -> None:
         self._client = client
 
     async def prompt(self, body: Body) -> Prompt:
@@ -43,7 +43,7 @@ class Yardstick:
         try:
             answer = await self._client.post(path, json=body)
             return msgspec.json.decode(answer.raise_for_status().content, type=kind)
-        except (httpx.HTTPError, msgspec.MsgspecError) as error:
+        except (httpx2.HTTPError, msgspec.MsgspecError) as error:
             raise ServerGone(f"kvstet does not count tokens: {error}") from error
 
 

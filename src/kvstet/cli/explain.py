@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, cast
 
-import httpx
+import httpx2
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -63,12 +63,12 @@ def fetched(url: str, last: int, api_key: str | None) -> list[dict[str, Any]]:
     """A running server's latest conversations, the oldest first. InvalidRequest: there is no such server."""
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
     try:
-        answer = httpx.get(f"{url.rstrip('/')}{PATH}?limit={last}", headers=headers, timeout=TIMEOUT_SECONDS)
+        answer = httpx2.get(f"{url.rstrip('/')}{PATH}?limit={last}", headers=headers, timeout=TIMEOUT_SECONDS)
         answer.raise_for_status()
         return cast("list[dict[str, Any]]", answer.json()["data"])[::-1]
-    except httpx.HTTPStatusError as error:
+    except httpx2.HTTPStatusError as error:
         raise InvalidRequest(f"{url} answers with {error.response.status_code}: {error.response.text}") from error
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
+    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, KeyError, TypeError) as error:
         raise InvalidRequest(f"No kvstet server answers at {url}: {error}") from error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
+import httpx2
 
 from kvstet.demo.session import RecordedRequest
 
@@ -74,7 +74,7 @@ class Replay:
             "top_logprobs": NUM_ALTERNATIVES,
             "cache_prompt": cache_prompt,
         }
-        async with httpx.AsyncClient(base_url=self.url, timeout=None, trust_env=False) as client:
+        async with httpx2.AsyncClient(base_url=self.url, timeout=None, trust_env=False) as client:
             response = await client.post("/v1/chat/completions", json=body)
         response.raise_for_status()
         return answer_of(response.json())

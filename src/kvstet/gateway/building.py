@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 
 from kvstet.config import ServerOptions
 from kvstet.context.arranging.optimiser import Optimiser
@@ -76,9 +76,9 @@ def _check_address(url: str) -> None:
     """InvalidRequest where it is none, or has more in it. It is not quoted: that may be a password."""
     no_address = "An upstream is the name of a provider, or an address like https://api.example.com/v1."
     try:
-        parts, _ = urlsplit(url), httpx.URL(url)
+        parts, _ = urlsplit(url), httpx2.URL(url)
         is_whole = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except (ValueError, httpx.InvalidURL):
+    except (ValueError, httpx2.InvalidURL):
         raise InvalidRequest(no_address) from None
     if not is_whole:
         raise InvalidRequest(no_address)

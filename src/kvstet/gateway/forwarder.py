@@ -6,7 +6,7 @@ import asyncio
 from contextlib import aclosing, suppress
 from typing import Protocol
 
-import httpx
+import httpx2
 from starlette.types import Receive, Scope, Send
 
 from kvstet.api.envelopes import ErrorAnswer
@@ -96,7 +96,7 @@ class Forwarder:
         return as_it_comes(self._upstream, passage, inbound)
 
 
-async def _answer(passage: Passage, outgoing: Outgoing, response: httpx.Response, send: Send) -> None:
+async def _answer(passage: Passage, outgoing: Outgoing, response: httpx2.Response, send: Send) -> None:
     async with aclosing(pieces_of(response, passage.received)) as pieces:
         returned = await outgoing.returning.returned(response, pieces)
         fields = [*returned.fields, *outgoing.added]

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import httpx
+import httpx2
 
 from kvstet.gateway.headers import Fields, end_to_end, onward
 from kvstet.gateway.inbound import Inbound
@@ -26,7 +26,7 @@ class Returned:
 class Returning(Protocol):
     """Makes the client's response of the upstream's."""
 
-    async def returned(self, response: httpx.Response, pieces: AsyncGenerator[bytes, None]) -> Returned:
+    async def returned(self, response: httpx2.Response, pieces: AsyncGenerator[bytes, None]) -> Returned:
         """``pieces`` are the response's body; they are closed by whoever has made them. UpstreamBroke, here or from the
         body: the upstream's response did not come to its end."""
         ...
@@ -35,7 +35,7 @@ class Returning(Protocol):
 class AsItComes:
     """The upstream's response, byte for byte."""
 
-    async def returned(self, response: httpx.Response, pieces: AsyncGenerator[bytes, None]) -> Returned:
+    async def returned(self, response: httpx2.Response, pieces: AsyncGenerator[bytes, None]) -> Returned:
         return Returned(response.status_code, end_to_end(response.headers.raw), pieces)
 
 

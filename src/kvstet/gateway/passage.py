@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
+import httpx2
 from starlette.types import Scope
 
 from kvstet.api.exchange import Exchange
@@ -103,7 +103,7 @@ class Passage:
         """The request is about to be sent on."""
         self.overhead_seconds = time.perf_counter() - self.call.started_at
 
-    def arrive(self, response: httpx.Response) -> None:
+    def arrive(self, response: httpx2.Response) -> None:
         """The response begins."""
         self.status = response.status_code
         self.received_fields = response.headers.raw

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from urllib.request import getproxies, proxy_bypass
 
-import httpx
+import httpx2
 
 from kvstet.addresses import is_loopback
 from kvstet.errors import InvalidRequest, UpstreamSilent, UpstreamUnreachable
@@ -70,7 +70,7 @@ class Upstream:
 class Place:
     """A server, and what is asked for there."""
 
-    server: httpx.URL
+    server: httpx2.URL
     target: bytes
     """Path and query as they go over the wire."""
 
@@ -81,9 +81,9 @@ class Place:
 
 
 @lru_cache
-def _split(base: str) -> tuple[httpx.URL, bytes]:
+def _split(base: str) -> tuple[httpx2.URL, bytes]:
     """The server of a base URL, and the path on it without a slash at its end."""
-    url = httpx.URL(base)
+    url = httpx2.URL(base)
     return url.copy_with(raw_path=b"/"), url.raw_path.partition(b"?")[0].rstrip(b"/")
 
 
@@ -100,7 +100,7 @@ class Line:
         }
         # The transport alone: a client around it would follow cookies, redirections and authentication, all of which
         # are the business of those whose requests pass, and it would take a third of the time that one takes here.
-        self._transport = _transport(_proxy_of(httpx.URL(next(iter(upstream.bases.values())))))
+        self._transport = _transport(_proxy_of(httpx2.URL(next(iter(upstream.bases.values())))))
 
     def __repr__(self) -> str:
         return f"Line({self._upstream.title})"
@@ -111,16 +111,16 @@ class Line:
     @asynccontextmanager
     async def ask(
         self, method: str, place: Place, fields: Fields, body: AsyncIterable[bytes] | bytes
-    ) -> AsyncGenerator[httpx.Response, None]:
+    ) -> AsyncGenerator[httpx2.Response, None]:
         """The response, once it has begun; leaving the block closes the connection unless all was read.
 
         Raises UpstreamUnreachable and UpstreamSilent.
         """
-        request = httpx.Request(
+        request = httpx2.Request(
             method,
             place.server,
             headers=fields,
-            stream=_Body(body) if not isinstance(body, bytes) else httpx.ByteStream(body),
+            stream=_Body(body) if not isinstance(body, bytes) else httpx2.ByteStream(body),
             extensions={"target": place.target, "timeout": self._timeouts},
         )
         response = await self._sent(request)
@@ -129,29 +129,29 @@ class Line:
         finally:
             await response.aclose()
 
-    async def _sent(self, request: httpx.Request) -> httpx.Response:
+    async def _sent(self, request: httpx2.Request) -> httpx2.Response:
         try:
             return await self._transport.handle_async_request(request)
-        except httpx.TimeoutException as error:
-            what = "accept a connection" if isinstance(error, httpx.ConnectTimeout) else "answer"
+        except httpx2.TimeoutException as error:
+            what = "accept a connection" if isinstance(error, httpx2.ConnectTimeout) else "answer"
             raise UpstreamSilent(f"The upstream {self._upstream.title} did not {what} in time.") from None
-        except httpx.ConnectError as error:
+        except httpx2.ConnectError as error:
             raise UpstreamUnreachable(f"The upstream {self._upstream.title} cannot be reached: {error}.") from None
-        except httpx.LocalProtocolError:
+        except httpx2.LocalProtocolError:
             # What h11 says of a field quotes it, and it may be a key.
             raise InvalidRequest("The request has a header field that cannot be sent on.") from None
-        except httpx.TransportError as error:
+        except httpx2.TransportError as error:
             reason = _REASONS.get(type(error), "the connection failed")
             raise UpstreamUnreachable(f"The upstream {self._upstream.title} gave no answer: {reason}.") from None
 
 
-def _transport(proxy: str | None) -> httpx.AsyncHTTPTransport:
-    limits = httpx.Limits(
+def _transport(proxy: str | None) -> httpx2.AsyncHTTPTransport:
+    limits = httpx2.Limits(
         max_connections=None, max_keepalive_connections=_IDLE_CONNECTIONS, keepalive_expiry=_IDLE_SECONDS
     )
     try:
-        return httpx.AsyncHTTPTransport(proxy=proxy, limits=limits)
-    except (ImportError, ValueError, httpx.InvalidURL):
+        return httpx2.AsyncHTTPTransport(proxy=proxy, limits=limits)
+    except (ImportError, ValueError, httpx2.InvalidURL):
         # The address may have a password in it.
         raise InvalidRequest(
             "The proxy that the environment names (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY) cannot be used: give the address"
@@ -159,7 +159,7 @@ def _transport(proxy: str | None) -> httpx.AsyncHTTPTransport:
         ) from None
 
 
-def _proxy_of(url: httpx.URL) -> str | None:
+def _proxy_of(url: httpx2.URL) -> str | None:
     """As the environment has it; nobody means a proxy to be asked for what runs on this machine."""
     if is_loopback(url.host) or proxy_bypass(url.host):
         return None
@@ -167,26 +167,26 @@ def _proxy_of(url: httpx.URL) -> str | None:
     return proxies.get(url.scheme) or proxies.get("all")
 
 
-_REASONS: Mapping[type[httpx.TransportError], str] = {
-    httpx.RemoteProtocolError: "it closed the connection, or does not speak HTTP",
-    httpx.ReadError: "it broke the connection off",
-    httpx.WriteError: "it broke the connection off",
-    httpx.ProxyError: "the proxy before it failed",
+_REASONS: Mapping[type[httpx2.TransportError], str] = {
+    httpx2.RemoteProtocolError: "it closed the connection, or does not speak HTTP",
+    httpx2.ReadError: "it broke the connection off",
+    httpx2.WriteError: "it broke the connection off",
+    httpx2.ProxyError: "the proxy before it failed",
 }
 
 
-async def pieces_of(response: httpx.Response, copy: Copy) -> AsyncGenerator[bytes, None]:
+async def pieces_of(response: httpx2.Response, copy: Copy) -> AsyncGenerator[bytes, None]:
     """The body as it comes, its encoding untouched. UpstreamBroke: it did not come to the end."""
     try:
         async for piece in response.aiter_raw():
             copy.add(piece)
             yield piece
-    except httpx.TransportError as error:
+    except httpx2.TransportError as error:
         raise UpstreamBroke(type(error).__name__) from None
     copy.is_complete = True
 
 
-class _Body(httpx.AsyncByteStream):
+class _Body(httpx2.AsyncByteStream):
     """A body as it comes from the client."""
 
     def __init__(self, pieces: AsyncIterable[bytes]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
+import httpx2
 import msgspec
 
 from kvstet.dialects.dialect import Dialect
@@ -78,7 +78,7 @@ class Answer:
     failure: Failure | None = None
 
 
-def ask(client: httpx.Client, dialect: Dialect, body: Body, headers: Mapping[str, str]) -> Answer:
+def ask(client: httpx2.Client, dialect: Dialect, body: Body, headers: Mapping[str, str]) -> Answer:
     """To its end. A refusal is an answer with its failure. ServerGone: the connection failed or broke."""
     begun = time.perf_counter()
     try:
@@ -87,11 +87,11 @@ def ask(client: httpx.Client, dialect: Dialect, body: Body, headers: Mapping[str
                 failure = failure_in_body(response.status_code, response.read())
                 return Answer(time.perf_counter() - begun, failure=failure)
             return _read(response, dialect, begun)
-    except httpx.HTTPError as error:
+    except httpx2.HTTPError as error:
         raise ServerGone(f"The server answers no more: {error or type(error).__name__}.") from error
 
 
-def _read(response: httpx.Response, dialect: Dialect, begun: float) -> Answer:
+def _read(response: httpx2.Response, dialect: Dialect, begun: float) -> Answer:
     decoder, reader = SseDecoder(), dialect.reply_reader()
     deltas: list[Delta] = []
     costs: list[_Costs] = []
@@ -131,22 +131,22 @@ def _costs_in(events: Sequence[SseEvent]) -> list[_Costs]:
     return found
 
 
-def get(client: httpx.Client, path: str) -> Any:
+def get(client: httpx2.Client, path: str) -> Any:
     """The JSON there; None: there is none. ServerGone: no connection."""
     try:
         answer = client.get(path)
         return answer.json() if answer.is_success else None
-    except httpx.HTTPError as error:
+    except httpx2.HTTPError as error:
         raise ServerGone(f"No server answers at {client.base_url}: {error or type(error).__name__}.") from error
     except ValueError:
         return None
 
 
-def post(client: httpx.Client, path: str, body: Body) -> tuple[int, Any]:
+def post(client: httpx2.Client, path: str, body: Body) -> tuple[int, Any]:
     """Status and JSON, None where it is none. ServerGone: no connection."""
     try:
         answer = client.post(path, json=body)
-    except httpx.HTTPError as error:
+    except httpx2.HTTPError as error:
         raise ServerGone(f"The server answers no more: {error or type(error).__name__}.") from error
     try:
         return answer.status_code, answer.json()

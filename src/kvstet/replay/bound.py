@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-import httpx
+import httpx2
 import msgspec
 import numpy as np
 
@@ -52,7 +52,7 @@ class Reader(Protocol):
 class PlanReader:
     """kvstet tells of a request in any dialect what it would be, down to the reply that is forced."""
 
-    client: httpx.Client = field(repr=False)
+    client: httpx2.Client = field(repr=False)
 
     def read(self, turn: Turn, body: Body) -> Sequence[Said]:
         path = f"/v1/kvstet/plan?dialect={turn.dialect.name}&tokens=true"
@@ -64,7 +64,7 @@ class PlanReader:
 class TemplateReader:
     """llama-server tells the text of a prompt, and the tokens of a text, but not whether it adds any around it."""
 
-    client: httpx.Client = field(repr=False)
+    client: httpx2.Client = field(repr=False)
 
     def read(self, turn: Turn, body: Body) -> Sequence[Said]:
         rendered = _told(self.client, "/apply-template", chat_body(turn), _Rendered)
@@ -126,7 +126,7 @@ class Bound:
         return num_tokens
 
 
-def bound_of(server: Server, client: httpx.Client) -> Bound:
+def bound_of(server: Server, client: httpx2.Client) -> Bound:
     match server.kind:
         case "kvstet":
             return Bound(PlanReader(client))
@@ -153,7 +153,7 @@ def _array(tokens: Sequence[int]) -> Tokens:
     return np.array(tokens, np.int32)
 
 
-def _told(client: httpx.Client, path: str, body: Body, kind: type[T]) -> T | None:
+def _told(client: httpx2.Client, path: str, body: Body, kind: type[T]) -> T | None:
     """None: it is refused, or something else."""
     status, told = post(client, path, body)
     try:

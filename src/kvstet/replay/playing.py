@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import httpx
+import httpx2
 
 from kvstet.dialects.failures import OVERFLOW
 from kvstet.dialects.tools import tool_names
@@ -28,7 +28,7 @@ NUM_NOT_FORCED = "num_not_forced"
 class Player:
     """Of one server; keeps what it was sent, over all runs."""
 
-    client: httpx.Client
+    client: httpx2.Client
     server: Server
     on_asked: Callable[[Asked], None]
     sleep: Callable[[float], None] = time.sleep

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
-import httpx
+import httpx2
 
 from kvstet.dialects.dialect import Dialect, dialect_named
 from kvstet.errors import InvalidRequest, ServerGone
@@ -63,20 +63,20 @@ def chat_body(turn: Turn) -> Body:
     return dialect_named("chat").write_request(replace(turn.request, model="")).body
 
 
-def client_of(url: str, api_key: str | None = None) -> httpx.Client:
+def client_of(url: str, api_key: str | None = None) -> httpx2.Client:
     """For one server; its base URL may end in ``/v1``, as clients want it. InvalidRequest: it is no URL."""
     base = url.rstrip("/").removesuffix("/v1")
     headers = {"authorization": f"Bearer {api_key}", "x-api-key": api_key} if api_key else {}
-    timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
+    timeout = httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
     # A connection for each request: a server may close one that has rested in a pause just when it is to be used.
-    limits = httpx.Limits(max_keepalive_connections=0)
+    limits = httpx2.Limits(max_keepalive_connections=0)
     try:
-        return httpx.Client(base_url=base, headers=headers, timeout=timeout, trust_env=False, limits=limits)
-    except httpx.InvalidURL as error:
+        return httpx2.Client(base_url=base, headers=headers, timeout=timeout, trust_env=False, limits=limits)
+    except httpx2.InvalidURL as error:
         raise InvalidRequest(f"{url} is no URL: {error}") from error
 
 
-def found(client: httpx.Client, model: str | None = None) -> Server:
+def found(client: httpx2.Client, model: str | None = None) -> Server:
     """Who answers there. ServerGone: nobody, or nobody who serves a model."""
     url = str(client.base_url).rstrip("/")
     props = mapping_of(get(client, "/props"))
@@ -86,7 +86,7 @@ def found(client: httpx.Client, model: str | None = None) -> Server:
     return Server(url, kind, model or _first_model(client, url), _dialects(client, kind))
 
 
-def _first_model(client: httpx.Client, url: str) -> str:
+def _first_model(client: httpx2.Client, url: str) -> str:
     listed = mapping_of(get(client, "/v1/models")).get("data")
     models = cast("list[Any]", listed) if isinstance(listed, list) else []
     name = next((name for model in models if isinstance(name := mapping_of(model).get("id"), str)), None)
@@ -95,7 +95,7 @@ def _first_model(client: httpx.Client, url: str) -> str:
     return name
 
 
-def _dialects(client: httpx.Client, kind: Kind) -> frozenset[str]:
+def _dialects(client: httpx2.Client, kind: Kind) -> frozenset[str]:
     """Those whose endpoints are there: an empty request is refused otherwise than one to nowhere.
 
     llama-server is asked for chat completions, whose prompts it tells: see `kvstet.replay.bound`.
@@ -109,7 +109,7 @@ def _dialects(client: httpx.Client, kind: Kind) -> frozenset[str]:
             return _spoken(client)
 
 
-def _spoken(client: httpx.Client) -> frozenset[str]:
+def _spoken(client: httpx2.Client) -> frozenset[str]:
     others = (dialect_named(name) for name in ("messages", "responses"))
     return frozenset({"chat", *(each.name for each in others if post(client, each.path, {})[0] not in _NOT_THERE)})
 

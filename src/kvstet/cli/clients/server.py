@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import quote, urlsplit
 
-import httpx
+import httpx2
 import msgspec
 
 from kvstet.errors import KvstetError
@@ -65,7 +65,7 @@ def ask(url: str, api_key: str, model: str | None) -> Served:
     """The server's model of this name, or its first. Raises CannotLaunch."""
     headers = {"authorization": f"Bearer {api_key}"}
     # Without proxies from the environment: they cannot reach this machine's loopback address.
-    with httpx.Client(base_url=url, headers=headers, timeout=ANSWER_SECONDS, trust_env=False) as client:
+    with httpx2.Client(base_url=url, headers=headers, timeout=ANSWER_SECONDS, trust_env=False) as client:
         models = _decode(_get(client, "/v1/models"), _Models, url).data
         if model is None:
             if not models:
@@ -82,20 +82,20 @@ def ask(url: str, api_key: str, model: str | None) -> Served:
         return Served(model, _decode(answer, _Model, url).served().context_length)
 
 
-def _get(client: httpx.Client, path: str) -> httpx.Response:
+def _get(client: httpx2.Client, path: str) -> httpx2.Response:
     url = str(client.base_url).rstrip("/")
     try:
         answer = client.get(path)
-    except httpx.TimeoutException as error:
+    except httpx2.TimeoutException as error:
         raise CannotLaunch(f"The server at {url} did not answer within {ANSWER_SECONDS:.0f} seconds.") from error
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         raise CannotLaunch(_start_hint(url)) from error
     if answer.status_code in (UNAUTHORIZED, FORBIDDEN):
         raise CannotLaunch(f"The server at {url} wants another API key: name it with --api-key or KVSTET_API_KEY.")
     return answer
 
 
-def _decode(answer: httpx.Response, kind: type[T], url: str) -> T:
+def _decode(answer: httpx2.Response, kind: type[T], url: str) -> T:
     if not answer.is_success:
         raise CannotLaunch(f"The server at {url} is not ready, or no kvstet: it answered {answer.status_code}.")
     try:

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-import httpx
+import httpx2
 
 from kvstet.dialects.dialect import Dialect, StreamReader, dialect_named
 from kvstet.dialects.failures import failure_in_body, unreadable
@@ -106,7 +106,7 @@ class Retelling:
     def __repr__(self) -> str:
         return f"Retelling({self._spoken.name} as {self._client.name})"
 
-    async def returned(self, response: httpx.Response, pieces: AsyncGenerator[bytes, None]) -> Returned:
+    async def returned(self, response: httpx2.Response, pieces: AsyncGenerator[bytes, None]) -> Returned:
         fields = _fields_of(response)
         if response.status_code >= 300:
             return self._failed(failure_in_body(response.status_code, await _whole(pieces)), fields)
@@ -184,6 +184,6 @@ def _whole_answer(status: int, body: Body, fields: Fields) -> Returned:
     return Returned(status, [*fields, *own], pieces())
 
 
-def _fields_of(response: httpx.Response) -> Fields:
+def _fields_of(response: httpx2.Response) -> Fields:
     """The fields that are not of the body."""
     return [pair for pair in end_to_end(response.headers.raw) if not pair[0].lower().startswith(b"content-")]
