@@ -103,7 +103,7 @@ def run_gateway(told: Connection, url: str, optimises: bool) -> None:
 
     async def serving() -> None:
         gateway = build(options, server)
-        await serve(gateway.app, gateway, server, drain_seconds=0.1, on_listening=told.send)
+        await serve(gateway, gateway, server, drain_seconds=0.1, on_listening=told.send)
 
     run(serving())
 

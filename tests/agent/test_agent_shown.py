@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 import pytest
@@ -64,10 +65,15 @@ async def test_only_a_yes_is_a_yes(typed: list[str], allowed: bool) -> None:
     assert seen == [RUN]
 
 
-@pytest.mark.parametrize("end", [EOFError, KeyboardInterrupt])
-async def test_whoever_goes_away_has_not_said_yes(end: type[BaseException]) -> None:
-    confirmation, _, _ = asking(end)
+async def test_whoever_goes_away_has_not_said_yes() -> None:
+    confirmation, _, _ = asking(EOFError)
     assert not await confirmation.allows(RUN)
+
+
+async def test_whoever_interrupts_stops_all_of_it() -> None:
+    confirmation, _, _ = asking(KeyboardInterrupt)
+    with pytest.raises(asyncio.CancelledError):
+        await confirmation.allows(RUN)
 
 
 async def test_always_holds_for_one_tool_and_never_for_commands() -> None:

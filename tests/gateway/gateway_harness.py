@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
@@ -173,7 +174,7 @@ def built_gateway(
     wanted = GatewayOptions(upstream=url, models=Models(names=models or {}), **{"keeps_ledger": False, **options})
     settings = ServerOptions(port=0, **(serving or {}))
     gateway = build(wanted, settings)
-    server = GatewayServer(recording(gateway.app, recorder), gateway, 0.1)
+    server = GatewayServer(recording(gateway, recorder), gateway, 0.1)
     with _running(server, listen(settings), gateway) as at:
         yield Gate(at, gateway, gateway.observer, server)
 
@@ -198,7 +199,7 @@ def gateway_to(
     settings = ServerOptions(port=0, **options)
     observer = observer or new_observer(upstream)
     gateway = make(upstream, settings, observer)
-    server = GatewayServer(gateway.app, gateway, 0.1)
+    server = GatewayServer(gateway, gateway, 0.1)
     with _running(server, listen(settings), gateway) as url:
         yield Gate(url, gateway, observer, server)
 
@@ -215,6 +216,8 @@ class Wire:
     """An upstream on a bare socket: whatever it writes is what comes."""
 
     handle: Handler
+    context: ssl.SSLContext | None = None
+    """With it, the socket speaks TLS."""
     num_connections: int = 0
     num_closed: int = 0
     """Connections that the gateway has closed, as `until_closed` saw."""
@@ -225,8 +228,10 @@ class Wire:
         loop = asyncio.new_event_loop()
         thread = threading.Thread(target=loop.run_forever)
         thread.start()
-        server = asyncio.run_coroutine_threadsafe(asyncio.start_server(self._serve, "127.0.0.1", 0), loop).result()
-        self.url = "http://{}:{}".format(*server.sockets[0].getsockname())
+        starting = asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self.context)
+        server = asyncio.run_coroutine_threadsafe(starting, loop).result()
+        scheme = "http" if self.context is None else "https"
+        self.url = "{}://{}:{}".format(scheme, *server.sockets[0].getsockname())
         try:
             yield self
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
@@ -44,7 +45,8 @@ class Asking:
     """Asks the user, who may allow some tools once for all."""
 
     def __init__(self, show: Callable[[Action], None], ask: Callable[[str], str]) -> None:
-        """``ask`` shows a question and returns what is typed; EOFError and KeyboardInterrupt mean no."""
+        """``ask`` shows a question and returns what is typed. EOFError means no, and KeyboardInterrupt that the work
+        shall stop, as anywhere else in it."""
         self._show = show
         self._ask = ask
         self._allowed: set[str] = set()
@@ -63,8 +65,11 @@ class Asking:
         while True:
             try:
                 typed = self._ask(f"May it? y/n{always} ").strip().casefold()
-            except (EOFError, KeyboardInterrupt):
+            except EOFError:
                 return "no"
+            except KeyboardInterrupt:
+                # The event loop hears of it as well, but at its next turn, when the next request may have been sent.
+                raise asyncio.CancelledError from None
             if typed in ("y", "yes"):
                 return "yes"
             if typed in ("n", "no", ""):

@@ -6,6 +6,7 @@ import ipaddress
 import logging
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
@@ -198,6 +199,7 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if host.count(":") > 1 and not host.startswith("[") else host
 
 
+@lru_cache(maxsize=64)
 def _canonical(host: str) -> str:
     """One spelling of each host: addresses in their shortest form, names without the dot of the root."""
     try:

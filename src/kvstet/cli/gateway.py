@@ -173,7 +173,7 @@ async def run(options: GatewayOptions, server: ServerOptions, recorder: Recorder
     gateway = build(options, server)
     try:
         await serve(
-            recording(gateway.app, recorder),
+            recording(gateway, recorder),
             gateway,
             server,
             drain_seconds=DRAIN_SECONDS,

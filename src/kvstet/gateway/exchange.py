@@ -14,8 +14,8 @@ from kvstet.api.errors import ClientGone
 from kvstet.api.exchange import Exchange
 from kvstet.dialects.dialect import dialect_of_path
 from kvstet.errors import UpstreamUnreachable
+from kvstet.gateway.line import UpstreamBroke
 from kvstet.gateway.metrics import GatewayMetrics
-from kvstet.gateway.upstream import UpstreamBroke
 
 logger = logging.getLogger("kvstet.gateway")
 

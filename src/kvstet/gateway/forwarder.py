@@ -6,16 +6,16 @@ import asyncio
 from contextlib import aclosing, suppress
 from typing import Protocol
 
-import httpx2
 from starlette.types import Receive, Scope, Send
 
 from kvstet.api.envelopes import ErrorAnswer
 from kvstet.gateway.copy import MAX_COPY_BYTES, Copy
 from kvstet.gateway.headers import wants_websocket
 from kvstet.gateway.inbound import Inbound
+from kvstet.gateway.line import Line, Response, pieces_of
 from kvstet.gateway.outgoing import Outgoing, as_it_comes
 from kvstet.gateway.passage import Passage, call_of
-from kvstet.gateway.upstream import Line, Upstream, pieces_of
+from kvstet.gateway.upstream import Upstream
 
 _LAST_SECONDS = 2.0
 """For requests that were broken off at the end: that they were, and what they took, is to be told."""
@@ -96,7 +96,7 @@ class Forwarder:
         return as_it_comes(self._upstream, passage, inbound)
 
 
-async def _answer(passage: Passage, outgoing: Outgoing, response: httpx2.Response, send: Send) -> None:
+async def _answer(passage: Passage, outgoing: Outgoing, response: Response, send: Send) -> None:
     async with aclosing(pieces_of(response, passage.received)) as pieces:
         returned = await outgoing.returning.returned(response, pieces)
         fields = [*returned.fields, *outgoing.added]

@@ -6,10 +6,9 @@ from collections.abc import AsyncGenerator, AsyncIterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import httpx2
-
 from kvstet.gateway.headers import Fields, end_to_end, onward
 from kvstet.gateway.inbound import Inbound
+from kvstet.gateway.line import Response
 from kvstet.gateway.passage import Call, Passage
 from kvstet.gateway.upstream import Place, Upstream
 
@@ -26,7 +25,7 @@ class Returned:
 class Returning(Protocol):
     """Makes the client's response of the upstream's."""
 
-    async def returned(self, response: httpx2.Response, pieces: AsyncGenerator[bytes, None]) -> Returned:
+    async def returned(self, response: Response, pieces: AsyncGenerator[bytes, None]) -> Returned:
         """``pieces`` are the response's body; they are closed by whoever has made them. UpstreamBroke, here or from the
         body: the upstream's response did not come to its end."""
         ...
@@ -35,8 +34,8 @@ class Returning(Protocol):
 class AsItComes:
     """The upstream's response, byte for byte."""
 
-    async def returned(self, response: httpx2.Response, pieces: AsyncGenerator[bytes, None]) -> Returned:
-        return Returned(response.status_code, end_to_end(response.headers.raw), pieces)
+    async def returned(self, response: Response, pieces: AsyncGenerator[bytes, None]) -> Returned:
+        return Returned(response.status, end_to_end(response.fields), pieces)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import secrets
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -20,9 +19,9 @@ class Owners:
     it. Whoever sends no key shares what is told with others who send none.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, salt: bytes) -> None:
         self._app = app
-        self._salt = secrets.token_bytes(32)
+        self._salt = salt
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":

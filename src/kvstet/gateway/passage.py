@@ -6,7 +6,6 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx2
 from starlette.types import Scope
 
 from kvstet.api.exchange import Exchange
@@ -15,6 +14,7 @@ from kvstet.context.arranging.optimiser import Change
 from kvstet.dialects.dialect import Dialect, dialect_of_path
 from kvstet.gateway.copy import Copy
 from kvstet.gateway.headers import Fields
+from kvstet.gateway.line import Response
 
 Body = dict[str, Any]
 
@@ -103,10 +103,10 @@ class Passage:
         """The request is about to be sent on."""
         self.overhead_seconds = time.perf_counter() - self.call.started_at
 
-    def arrive(self, response: httpx2.Response) -> None:
+    def arrive(self, response: Response) -> None:
         """The response begins."""
-        self.status = response.status_code
-        self.received_fields = response.headers.raw
+        self.status = response.status
+        self.received_fields = response.fields
         self.first_byte_seconds = time.perf_counter() - self.call.started_at
 
     def end(self) -> None:

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 
 from kvstet.api.server import Closable, Server, listen, url_of
 from kvstet.config import ServerOptions
+from kvstet.gateway.corking import CorkingProtocol
 
 
 class GatewayServer(Server):
@@ -20,6 +21,7 @@ class GatewayServer(Server):
     def __init__(self, app: ASGIApp, closable: Closable, drain_seconds: float) -> None:
         super().__init__(app, closable, drain_seconds)
         self.config.date_header = False
+        self.config.http = CorkingProtocol
         logging.getLogger("uvicorn.error").addFilter(_is_news)
 
 

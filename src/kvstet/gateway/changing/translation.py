@@ -6,8 +6,6 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-import httpx2
-
 from kvstet.dialects.dialect import Dialect, StreamReader, dialect_named
 from kvstet.dialects.failures import failure_in_body, unreadable
 from kvstet.dialects.reply import Delta, Failure, ReplyEnd
@@ -25,13 +23,15 @@ from kvstet.gateway.headers import (
     end_to_end,
     key_in,
     onward,
+    value_of,
     with_body,
     with_key,
     without,
 )
+from kvstet.gateway.line import Response, UpstreamBroke
 from kvstet.gateway.outgoing import Returned, Returning
 from kvstet.gateway.passage import Body, Call
-from kvstet.gateway.upstream import Place, Upstream, UpstreamBroke
+from kvstet.gateway.upstream import Place, Upstream
 from kvstet.providers.provider import Provider
 
 _CLIENTS_ONLY = (b"anthropic-", b"openai-", b"x-stainless-")
@@ -106,11 +106,11 @@ class Retelling:
     def __repr__(self) -> str:
         return f"Retelling({self._spoken.name} as {self._client.name})"
 
-    async def returned(self, response: httpx2.Response, pieces: AsyncGenerator[bytes, None]) -> Returned:
+    async def returned(self, response: Response, pieces: AsyncGenerator[bytes, None]) -> Returned:
         fields = _fields_of(response)
-        if response.status_code >= 300:
-            return self._failed(failure_in_body(response.status_code, await _whole(pieces)), fields)
-        is_stream = is_event_stream(response.headers.get("content-type", ""))
+        if response.status >= 300:
+            return self._failed(failure_in_body(response.status, await _whole(pieces)), fields)
+        is_stream = is_event_stream(value_of(response.fields, b"content-type").decode("latin-1"))
         deltas = _streamed(self._spoken, pieces) if is_stream else self._told(pieces)
         if self._request.terms.is_streamed:
             fields = [*fields, (b"content-type", b"text/event-stream; charset=utf-8")]
@@ -184,6 +184,6 @@ def _whole_answer(status: int, body: Body, fields: Fields) -> Returned:
     return Returned(status, [*fields, *own], pieces())
 
 
-def _fields_of(response: httpx2.Response) -> Fields:
+def _fields_of(response: Response) -> Fields:
     """The fields that are not of the body."""
-    return [pair for pair in end_to_end(response.headers.raw) if not pair[0].lower().startswith(b"content-")]
+    return [pair for pair in end_to_end(response.fields) if not pair[0].lower().startswith(b"content-")]
