@@ -24,6 +24,7 @@ from kvstet.chat.renderer import Renderer
 from kvstet.config import ModelOptions
 from kvstet.engine.model import Model as EngineModel
 from kvstet.llama.model import Model
+from kvstet.llama.vocab import Vocab
 from kvstet.types import Fidelity, Tokens
 
 STRIPPING = builtin_template("chatml-tools")
@@ -98,6 +99,9 @@ class AnticipatedSession:
         renderer = Renderer(STRIPPING, vocab, ledger=Ledger())
         self.asked: list[Asked] = []
         known: list[Tokens] = []
+        lines: set[bytes] = set()
+        self.num_unseen_tokens = 0
+        """Of lines that had stood in no request before, wherever: nobody can have computed these in advance."""
         random = np.random.default_rng(0)
         with running(self.engine, renderer, vocab, foresight=foresight) as site, site.http() as http:
             for step in recorded:
@@ -113,8 +117,18 @@ class AnticipatedSession:
                 bound = len(tokens) - max((num_equal(tokens, other) for other in known), default=0)
                 computed = self.engine.reuses[-1].num_computed_tokens
                 self.asked.append(Asked(step, tokens, max(1, bound), computed))
+                unseen = dict.fromkeys(line for line in lines_of(vocab, tokens) if line not in lines)
+                lines.update(unseen)
+                self.num_unseen_tokens += num_tokens_of(vocab, unseen)
                 known.append(np.array([*tokens, *self.engine.next_reply[:-1]], np.int32))
                 assert eventually(lambda: foresight.num_under_way == 0)
+
+    def told(self, name: str) -> str:
+        """A row for docs/numbers.md."""
+        of_bound = f"{self.share:.3f} computed, {self.num_unseen_tokens / self.num_bound_tokens:.3f} never seen before"
+        return (
+            f"{name}: {sum(len(asked.tokens) for asked in self.asked)} sent, {self.num_bound_tokens} bound; {of_bound}"
+        )
 
     @property
     def num_computed_tokens(self) -> int:
@@ -129,6 +143,15 @@ class AnticipatedSession:
     @property
     def share(self) -> float:
         return self.num_computed_tokens / self.num_bound_tokens
+
+
+def lines_of(vocab: Vocab, tokens: Tokens) -> list[bytes]:
+    return b"".join(vocab.piece(token) for token in tokens.tolist()).split(b"\n")
+
+
+def num_tokens_of(vocab: Vocab, lines: Iterable[bytes]) -> int:
+    text = b"\n".join(lines).decode(errors="replace")
+    return len(vocab.tokenize(text, add_special=False, parse_special=True))
 
 
 def usual_pause(step: Step) -> float:
@@ -153,6 +176,7 @@ def vocabulary(smollm2_path: Path):
 )
 def test_the_next_prompt_is_there_before_it_is_asked_for(name: str, vocabulary: Model):
     session = AnticipatedSession(steps(name), vocabulary)
+    print(session.told(name))
     assert session.share <= MOST[name]
     # Never more than what any cache of prefixes has to compute.
     for asked in session.asked:
