@@ -182,11 +182,11 @@ def _wake(waiter: asyncio.Future[None] | None) -> None:
 
 @asynccontextmanager
 async def _connecting(timeout: float | None) -> AsyncGenerator[None]:
-    """Errors in httpcore's words; TLS's and the resolver's are among the system's."""
+    """Errors in httpcore's words. TLS's and the resolver's are among the system's, but for names that are none."""
     try:
         async with asyncio.timeout(timeout):
             yield
     except TimeoutError:
         raise httpcore2.ConnectTimeout from None
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise httpcore2.ConnectError(str(error)) from error
