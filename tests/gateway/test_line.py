@@ -192,6 +192,19 @@ def test_a_proxy_is_asked_where_the_environment_names_one(
     assert b"proxy-authorization: Basic " + b64encode(b"me:secret") in heads[0].replace(b"Proxy-Auth", b"proxy-auth")
 
 
+def done_after(data: bytes) -> Wire:
+    """Says this as soon as a request's head is there, and then no more."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_head(reader)
+        writer.write(data)
+        writer.write_eof()
+        await wire.until_closed(reader)
+
+    wire = Wire(handle)
+    return wire
+
+
 def test_a_connection_that_was_closed_in_the_meantime_is_not_used_again(run: Run):
     async def twice(upstream: Upstream) -> None:
         line = Line(upstream)
@@ -201,14 +214,7 @@ def test_a_connection_that_was_closed_in_the_meantime_is_not_used_again(run: Run
                 await asyncio.sleep(0.01)
         await line.close()
 
-    async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await read_request(reader)
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-        writer.write_eof()
-        await wire.until_closed(reader)
-
-    wire = Wire(once)
-    with wire.running():
+    with done_after(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").running() as wire:
         run(twice(upstream_at(wire.url)))
         assert wire.num_connections == 2
 
@@ -222,14 +228,7 @@ def test_a_server_that_takes_nothing_in_is_given_up(run: Run):
 
 
 def test_an_answer_that_comes_before_the_end_of_the_request_is_had(run: Run):
-    async def full(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await read_head(reader)
-        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 4\r\n\r\nfull")
-        writer.write_eof()
-        await wire.until_closed(reader)
-
-    wire = Wire(full)
-    with wire.running():
+    with done_after(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 4\r\n\r\nfull").running() as wire:
         assert run(asked_all(upstream_at(wire.url), [BODY])) == [b"full"]
 
 

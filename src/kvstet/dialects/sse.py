@@ -1,6 +1,6 @@
 """Server-sent events out of bytes that are cut anywhere.
 
-Written here, and not taken from a library: the decoder of ``httpx2-sse`` takes lines of text, so the part that is easy
+Written here, and not taken from a library: the decoder of ``httpx-sse`` takes lines of text, so the part that is easy
 to get wrong (bytes cut within a character or between CR and LF, the byte order mark, a last event without its empty
 line) would be ours all the same; and it keeps an ``id`` for ever, after which every empty line is an event. What a
 field means is the HTML standard's, section 9.2.6, with one exception: an event that the end of the stream cuts off

@@ -17,7 +17,7 @@ _MAX_HELD_BYTES = 64 * 1024
 class CorkingProtocol(HttpToolsProtocol):
     """One connection of a client."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(cast("asyncio.Transport", Corked(transport)))
 
 

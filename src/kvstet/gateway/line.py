@@ -64,8 +64,7 @@ class Line:
 
         Raises UpstreamUnreachable and UpstreamSilent.
         """
-        server = place.server
-        url = httpcore2.URL(scheme=server.raw_scheme, host=server.raw_host, port=server.port, target=place.target)
+        url = _wire_url(place.server, place.target)
         asked = httpcore2.Request(method, url, headers=fields, content=body, extensions={"timeout": self._timeouts})
         response = await self._sent(asked)
         try:
@@ -89,10 +88,10 @@ class Line:
             raise UpstreamUnreachable(f"The upstream {self._upstream.title} gave no answer: {reason}.") from None
 
 
-def _pool(proxy: httpx2.Proxy | None) -> httpcore2.AsyncConnectionPool:
+def _pool(proxy: httpcore2.Proxy | None) -> httpcore2.AsyncConnectionPool:
     return httpcore2.AsyncConnectionPool(
         ssl_context=httpx2.create_ssl_context(),
-        proxy=_known(proxy) if proxy is not None else None,
+        proxy=proxy,
         max_connections=None,
         max_keepalive_connections=_IDLE_CONNECTIONS,
         keepalive_expiry=_IDLE_SECONDS,
@@ -100,32 +99,34 @@ def _pool(proxy: httpx2.Proxy | None) -> httpcore2.AsyncConnectionPool:
     )
 
 
-def _known(proxy: httpx2.Proxy) -> httpcore2.Proxy:
-    url = proxy.url
-    place = httpcore2.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
-    return httpcore2.Proxy(place, proxy.raw_auth, proxy.headers.raw)
-
-
-def _proxy_of(url: httpx2.URL) -> httpx2.Proxy | None:
+def _proxy_of(url: httpx2.URL) -> httpcore2.Proxy | None:
     """As the environment has it; nobody means a proxy to be asked for what runs on this machine."""
     if is_loopback(url.host) or proxy_bypass(url.host):
         return None
     proxies = getproxies()
     address = proxies.get(url.scheme) or proxies.get("all")
-    if not address:
-        return None
+    return _proxy_at(address) if address else None
+
+
+def _proxy_at(address: str) -> httpcore2.Proxy:
+    """InvalidRequest where it is none of HTTP. It is not quoted: it may have a password in it."""
     try:
         proxy = httpx2.Proxy(address)
-        if proxy.url.scheme in ("http", "https"):
-            return proxy
     except (ValueError, httpx2.InvalidURL):
-        pass
-    # The address may have a password in it.
-    raise InvalidRequest(
-        "The proxy that the environment names (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY) cannot be used: give the address"
-        " of an HTTP proxy, or put the upstream into NO_PROXY."
-    )
+        raise InvalidRequest(_NO_PROXY) from None
+    if proxy.url.scheme not in ("http", "https"):
+        raise InvalidRequest(_NO_PROXY)
+    return httpcore2.Proxy(_wire_url(proxy.url, proxy.url.raw_path), proxy.raw_auth, proxy.headers.raw)
 
+
+def _wire_url(server: httpx2.URL, target: bytes) -> httpcore2.URL:
+    return httpcore2.URL(scheme=server.raw_scheme, host=server.raw_host, port=server.port, target=target)
+
+
+_NO_PROXY = (
+    "The proxy that the environment names (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY) cannot be used: give the address of an"
+    " HTTP proxy, or put the upstream into NO_PROXY."
+)
 
 _BROKEN = (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.ProxyError, httpcore2.TimeoutException)
 

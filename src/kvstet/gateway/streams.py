@@ -37,6 +37,7 @@ class Streams(httpcore2.AsyncNetworkBackend):
         socket_options: Iterable[SOCKET_OPTION] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
         if local_address is not None or socket_options is not None:
+            # A pool may ask for either; the gateway's does not, and they must not be passed over in silence.
             raise NotImplementedError("a local address, or options, of sockets")
         loop = asyncio.get_running_loop()
         async with _connecting(timeout):
@@ -76,13 +77,7 @@ class Stream(asyncio.Protocol, httpcore2.AsyncNetworkStream):
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         if not self._waiting and not self._is_over:
             self._arrival = asyncio.get_running_loop().create_future()
-            try:
-                async with asyncio.timeout(timeout):
-                    await self._arrival
-            except TimeoutError:
-                raise httpcore2.ReadTimeout from None
-            finally:
-                self._arrival = None
+            await _in_time(self._arrival, timeout, httpcore2.ReadTimeout)
         if not self._waiting and self._error is not None:
             raise httpcore2.ReadError(str(self._error)) from self._error
         data = bytes(self._waiting[:max_bytes])
@@ -100,13 +95,7 @@ class Stream(asyncio.Protocol, httpcore2.AsyncNetworkStream):
         self._opened.write(buffer)
         if self._is_full:
             self._room = asyncio.get_running_loop().create_future()
-            try:
-                async with asyncio.timeout(timeout):
-                    await self._room
-            except TimeoutError:
-                raise httpcore2.WriteTimeout from None
-            finally:
-                self._room = None
+            await _in_time(self._room, timeout, httpcore2.WriteTimeout)
             if self._is_over:
                 raise httpcore2.WriteError("the connection is closed") from self._error
 
@@ -178,6 +167,14 @@ class Stream(asyncio.Protocol, httpcore2.AsyncNetworkStream):
 def _wake(waiter: asyncio.Future[None] | None) -> None:
     if waiter is not None and not waiter.done():
         waiter.set_result(None)
+
+
+async def _in_time(waiter: asyncio.Future[None], timeout: float | None, late: type[Exception]) -> None:
+    try:
+        async with asyncio.timeout(timeout):
+            await waiter
+    except TimeoutError:
+        raise late from None
 
 
 @asynccontextmanager
